@@ -1,0 +1,103 @@
+"""Channel -> measurement model. What each sensor would read, on which scale its noise is Gaussian, and its own errors.
+
+Counts, capacitance and concentrations carry multiplicative noise: they are compared as ``ln(y + detection limit)``.
+Fractions, pH, DO and Raman (whose offset is additive) are compared as they are.
+Noise, gates and error drifts are data: `configs/sensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from twin.bioreactor import Physiology, State
+from twin.kinetics import Scalar
+
+AIR_SATURATION = 0.21  # mM O2 in culture medium at 37 degC: 100 % DO
+CAPACITANCE = 0.5  # pF/cm per 1e6 viable cells/mL at nominal cell size (Konakovsky 2015, order of)
+
+Scale = Literal["log", "linear"]
+Observe = Callable[[State, Physiology, Scalar], Scalar]
+
+
+class SensorError(NamedTuple):
+    """A sensor's own slow error, learnt as an augmented state with a random walk."""
+
+    name: str
+    sd: float  # at calibration
+    walk: float  # growth of its standard deviation [per sqrt(day)]
+
+
+@dataclass(frozen=True, slots=True)
+class Sensor:
+    """One channel as the estimator sees it."""
+
+    channel: str
+    unit: str
+    sd: float  # relative for the log scale, in `unit` for the linear one
+    gate: float  # innovation gate in standard deviations: accept if |residual| <= gate sqrt(S)
+    stale_after: float  # age [d] beyond which the channel counts as lost
+    error: SensorError | None
+    source: str
+
+
+class Channel(NamedTuple):
+    """What physics says of a channel: scale, what it reads, and where its readings can lie."""
+
+    scale: Scale
+    observe: Observe  # in the channel's unit; the third argument is the sensor error (0 where it has none)
+    limit: float  # detection limit, added inside the logarithm (log scale only)
+    low: float  # readings outside [low, high] are refused as impossible
+    high: float
+
+
+def _plain(field: str, limit: float, high: float) -> Channel:
+    return Channel("log", lambda x, p, e: getattr(x, field), limit, 0.0, high)
+
+
+CHANNELS: Mapping[str, Channel] = {
+    "viable_density": Channel("log", lambda x, p, e: x.viable, 1e-3, 0.0, 500.0),
+    "dead_density": Channel("log", lambda x, p, e: x.dead, 2e-2, 0.0, 500.0),
+    "total_density": Channel("log", lambda x, p, e: x.viable + x.dead, 1e-3, 0.0, 500.0),
+    "viability": Channel("linear", lambda x, p, e: x.viability, 0.0, 0.0, 1.0),
+    "glucose": _plain("glucose", 0.1, 600.0),
+    "lactate": _plain("lactate", 0.1, 300.0),
+    "glutamine": _plain("glutamine", 0.05, 100.0),
+    "ammonia": _plain("ammonia", 0.05, 100.0),
+    "cytokine": _plain("cytokine", 1.0, 1e5),
+    "car_fraction": Channel("linear", lambda x, p, e: x.car_fraction, 0.0, 0.0, 1.0),
+    "exhausted_fraction": Channel("linear", lambda x, p, e: x.exhausted, 0.0, 0.0, 1.0),
+    "capacitance": Channel("log", lambda x, p, e: CAPACITANCE * x.viable * np.exp(e), 5e-3, 0.0, 500.0),
+    "raman_glucose": Channel("linear", lambda x, p, e: x.glucose + e, 0.0, -20.0, 600.0),
+    "raman_lactate": Channel("linear", lambda x, p, e: x.lactate + e, 0.0, -20.0, 300.0),
+    "ph": Channel("linear", lambda x, p, e: p.gas.ph + e, 0.0, 5.0, 9.0),
+    "do": Channel("linear", lambda x, p, e: 100.0 * p.gas.oxygen / AIR_SATURATION, 0.0, 0.0, 500.0),
+    "oxygen_uptake": Channel("log", lambda x, p, e: p.gas.our / 24.0 * np.exp(e), 1e-3, 0.0, 100.0),
+    "weight": Channel("log", lambda x, p, e: x.volume, 1e-6, 0.0, 1e5),
+}
+"""Channels that inform the state. Units are those of `twin.units.CANONICAL`; viability and fractions as 0..1."""
+
+MONITORED: Mapping[str, tuple[float, float]] = {"temperature": (0.0, 60.0), "diameter": (1.0, 100.0)}
+"""Channels that are kept as evidence but inform no state of this model, with their possible range."""
+
+
+def compared(channel: str, value: Scalar) -> Scalar:
+    """A reading or a prediction on the scale where its noise is Gaussian."""
+    c = CHANNELS[channel]
+    return np.log(value + c.limit) if c.scale == "log" else value
+
+
+def impossible(channel: str, value: float) -> str | None:
+    """Why `value` cannot be a reading of `channel`, or None. Written so that NaN is impossible."""
+    if channel in CHANNELS:
+        low, high = CHANNELS[channel].low, CHANNELS[channel].high
+    elif channel in MONITORED:
+        low, high = MONITORED[channel]
+    else:
+        return f"unknown channel {channel!r}; known: {', '.join(sorted((*CHANNELS, *MONITORED)))}"
+    if low <= value <= high:
+        return None
+    return f"{channel} {value!r} is outside {low:g}..{high:g}"
