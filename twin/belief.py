@@ -1,4 +1,4 @@
-"""What we believe at one instant: a Gaussian over log state, log donor parameters and sensor errors."""
+"""What we believe at one instant: a Gaussian over ln coordinates of the state, ln donor parameters, sensor errors."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import norm
 
-from twin.bioreactor import Kinetics, State
+from twin.bioreactor import Coordinates, Kinetics, State, from_coordinates
 
-N_STATE = len(State._fields)
+N_STATE = len(Coordinates._fields)
 Z90 = float(norm.ppf(0.95))
 
 
 class Layout(NamedTuple):
-    """Names of the coordinates, in order: ln of the 13 states, ln of donor parameters, additive sensor errors."""
+    """Names of the coordinates, in order: ln of the 13 `Coordinates`, ln of donor parameters, additive sensor errors."""
 
     parameters: tuple[str, ...]  # fields of Kinetics that this filter learns
     errors: tuple[str, ...]  # sensor errors it learns, e.g. ln gain of capacitance; see `twin.sensors`
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*State._fields, *self.parameters, *self.errors)
+        return (*Coordinates._fields, *self.parameters, *self.errors)
 
     @property
     def size(self) -> int:
@@ -73,7 +73,7 @@ class Marginal(NamedTuple):
 
 def split(points: Float[np.ndarray, "n ..."], layout: Layout, cell: Kinetics) -> tuple[State, Kinetics, np.ndarray]:
     """Coordinates (first axis) to physical state, kinetics with the learnt parameters put in, and sensor errors."""
-    state = State(*np.exp(points[:N_STATE]))
+    state = from_coordinates(Coordinates(*np.exp(points[:N_STATE])))
     learnt = dict(zip(layout.parameters, np.exp(points[N_STATE : layout.error_start]), strict=True))
     return state, cell._replace(**learnt), points[layout.error_start :]
 
@@ -88,6 +88,62 @@ def lognormal(mean: float, variance: float) -> Marginal:
         float(np.exp(mean - Z90 * sd)),
         float(np.exp(mean + Z90 * sd)),
     )
+
+
+def logitnormal(mean: float, variance: float) -> Marginal:
+    """Marginal of 1/(1+exp(-N(mean, variance))): a fraction whose odds are log-normal (20-point Gauss-Hermite)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    sd = float(np.sqrt(max(variance, 0.0)))
+    values, w = _sigmoid(mean + sd * nodes), weights / weights.sum()
+    centre = float(w @ values)
+    return Marginal(
+        centre,
+        float(np.sqrt(max(float(w @ np.square(values - centre)), 0.0))),
+        float(_sigmoid(mean - Z90 * sd)),
+        float(_sigmoid(mean + Z90 * sd)),
+    )
+
+
+def _sigmoid(z: float | np.ndarray) -> np.ndarray:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(z))))
+
+
+def marginals(belief: Belief, layout: Layout) -> dict[str, Marginal]:
+    """The quantities people ask for, each with mean, sd and 90 % interval, in the units of `State`.
+
+    Densities, concentrations, volume and doublings are log-normal; viability and the CAR+ fraction are logit-normal,
+    because the log odds viable : dead and CAR+ : CAR- are linear in the coordinates. All forms are exact.
+    """
+    index = {name: layout.index(name) for name in Coordinates._fields}
+
+    def combine(weights: dict[str, float]) -> tuple[float, float]:
+        rows, w = [index[k] for k in weights], np.array(list(weights.values()))
+        return float(w @ belief.mean[rows]), float(w @ belief.cov[np.ix_(rows, rows)] @ w)
+
+    out = {
+        "viable_density": lognormal(*combine({"viable": 1.0})),
+        "dead_density": lognormal(*combine({"dead": 1.0})),
+        "viable_cells": lognormal(*combine({"viable": 1.0, "volume": 1.0})),
+        "viability": logitnormal(*combine({"viable": 1.0, "dead": -1.0})),
+        "car_fraction": logitnormal(*combine({"car_odds": 1.0})),
+        "exhausted_fraction": lognormal(*combine({"exhausted": 1.0})),
+    }
+    for name in ("glucose", "lactate", "glutamine", "ammonia", "cytokine", "doublings", "volume"):
+        out[name] = lognormal(*combine({name: 1.0}))
+    return out
+
+
+def learnt(belief: Belief, layout: Layout) -> dict[str, Marginal]:
+    """Donor parameters (log-normal) and sensor errors (normal) as the data so far have them."""
+    out: dict[str, Marginal] = {}
+    for i, name in enumerate(layout.names[N_STATE:], start=N_STATE):
+        mean, variance = float(belief.mean[i]), float(belief.cov[i, i])
+        if i < layout.error_start:
+            out[name] = lognormal(mean, variance)
+        else:
+            sd = float(np.sqrt(max(variance, 0.0)))
+            out[name] = Marginal(mean, sd, mean - Z90 * sd, mean + Z90 * sd)
+    return out
 
 
 def draws(belief: Belief, n: int, rng: np.random.Generator) -> Float[np.ndarray, "size n"]:

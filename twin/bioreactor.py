@@ -58,6 +58,40 @@ class State(NamedTuple):
         return self.viable * self.volume
 
 
+class Coordinates(NamedTuple):
+    """The same 13 degrees of freedom as positive quantities whose logarithms a filter can treat as Gaussian.
+
+    The viable pool is described by its density and the odds CAR+ : CAR-, so that a count informs one coordinate and a
+    flow sample the other, each linearly. (With the two densities instead, the sum is curved in the coordinates and the
+    unscented filter overstated the variance of counts about twofold.)
+    """
+
+    viable: Scalar  # [1e6 cells/mL]
+    car_odds: Scalar  # CAR+ : CAR-
+    dead: Scalar
+    glucose: Scalar
+    lactate: Scalar
+    glutamine: Scalar
+    ammonia: Scalar
+    cytokine: Scalar
+    doublings: Scalar
+    exhausted: Scalar
+    strong_ion: Scalar
+    activation: Scalar
+    volume: Scalar
+
+
+def to_coordinates(x: State) -> Coordinates:
+    """State to coordinates; units as in `State`."""
+    return Coordinates(x.viable, x.car_positive / x.car_negative, *x[2:])
+
+
+def from_coordinates(c: Coordinates) -> State:
+    """Coordinates to state."""
+    negative = c.viable / (1.0 + c.car_odds)
+    return State(negative * c.car_odds, negative, *c[2:])
+
+
 class Control(NamedTuple):
     """Manipulated rates, as the pumps deliver them."""
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from twin.bioreactor import Kinetics, Medium, State, Theta, Vessel
+from twin.bioreactor import Coordinates, Kinetics, Medium, State, Theta, Vessel
 from twin.process import Limits, Process, Recipe, Stage, Target
 from twin.sensors import CHANNELS, Sensor, SensorError
 
@@ -272,22 +272,18 @@ def load_stages(name: str) -> tuple[Stage, ...]:
     return tuple(Stage(k, s.start, s.end, s.yield_mean, s.sd_ln, s.source) for k, s in stages.items())
 
 
-def initial_state(preset: PresetFile) -> tuple[State, State]:
-    """Expected state at inoculation and the standard deviation of its logarithm."""
+def initial_state(preset: PresetFile) -> tuple[State, Coordinates]:
+    """Expected state at inoculation and the standard deviation of ln of its coordinates (delta method)."""
     value = {k: n.value for k, n in preset.initial.items()}
     sd = {k: n.sd_ln for k, n in preset.initial.items()}
     density, viability, fraction = value.pop("viable_density"), value.pop("viability"), value.pop("car_fraction")
     sd_density, sd_dead, sd_fraction = sd.pop("viable_density"), sd.pop("viability"), sd.pop("car_fraction")
+    dead = density * (1.0 - viability) / viability
     return (
-        State(
-            car_positive=density * fraction,
-            car_negative=density * (1.0 - fraction),
-            dead=density * (1.0 - viability) / viability,
-            **value,
-        ),
-        State(
-            car_positive=(sd_density**2 + sd_fraction**2) ** 0.5,
-            car_negative=(sd_density**2 + (sd_fraction * fraction / (1.0 - fraction)) ** 2) ** 0.5,
+        State(car_positive=density * fraction, car_negative=density * (1.0 - fraction), dead=dead, **value),
+        Coordinates(
+            viable=sd_density,
+            car_odds=sd_fraction / (1.0 - fraction),
             dead=(sd_density**2 + sd_dead**2) ** 0.5,
             **sd,
         ),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from twin.bioreactor import State, Theta
+from twin.bioreactor import Coordinates, State, Theta
 from twin.sensors import Sensor
 
 
@@ -69,8 +69,8 @@ class Recipe:
     version: int = 1
 
 
-DEFAULT_NOISE = State(
-    car_positive=0.04, car_negative=0.04, dead=0.10, glucose=0.04, lactate=0.04, glutamine=0.05, ammonia=0.05,
+DEFAULT_NOISE = Coordinates(
+    viable=0.04, car_odds=0.02, dead=0.10, glucose=0.04, lactate=0.04, glutamine=0.05, ammonia=0.05,
     cytokine=0.10, doublings=0.01, exhausted=0.10, strong_ion=0.03, activation=0.05, volume=0.002,
 )  # fmt: skip
 """Standard deviation of ln that the states gather per sqrt(day), beyond what the model explains (SCIENCE: 3-6 %)."""
@@ -84,11 +84,11 @@ class Process:
     theta: Theta  # population medians with the vessel and the medium in use
     donor_sd: Mapping[str, float]  # donor standard deviation of ln, of Kinetics fields
     initial: State  # expected state at inoculation
-    initial_sd: State  # standard deviation of its logarithm
+    initial_sd: Coordinates  # standard deviation of ln of each coordinate at inoculation
     recipe: Recipe
     targets: tuple[Target, ...]
     limits: Limits
     sensors: Mapping[str, Sensor]
     stages: tuple[Stage, ...] = ()
-    noise: State = DEFAULT_NOISE  # process noise, standard deviation of ln per sqrt(day)
+    noise: Coordinates = DEFAULT_NOISE  # process noise, standard deviation of ln per sqrt(day)
     parameter_walk: float = 0.01  # the same for the learnt donor parameters: donor-day effects

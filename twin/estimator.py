@@ -1,0 +1,162 @@
+"""Recursive Gaussian estimation as pure functions on a frozen Belief: one interface, two algorithms.
+
+`ukf` uses filterpy's unscented machinery (Merwe sigma points, unscented transform); `ekf` uses CasADi's Jacobians.
+filterpy's filter objects are not used: a second `update` at one instant would reuse the prior's sigma points, and NaN
+would poison them silently. Here sigma points are redrawn before every update and a reading is one scalar.
+
+Symbols (Sarkka, Bayesian Filtering and Smoothing, 2013): m mean, P covariance, Q process noise, R measurement noise,
+S innovation covariance, K gain, NIS = residual^2/S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from filterpy.kalman import MerweScaledSigmaPoints, unscented_transform
+from jaxtyping import Float
+from scipy import linalg
+
+from twin.belief import Belief
+
+Vector = Float[np.ndarray, " n"]
+Matrix = Float[np.ndarray, "n n"]
+
+STREAK = 3
+"""After so many rejections in a row of one channel the state, not the sensor, is doubted: widen by INFLATE and accept."""
+INFLATE = 9.0
+
+
+class Datum(NamedTuple):
+    """One scalar reading on the scale where its noise is Gaussian."""
+
+    channel: str
+    y: float
+    r: float  # variance of the noise
+    gate: float  # in standard deviations of the innovation
+
+
+class Innovation(NamedTuple):
+    """What one reading said against what was expected of it."""
+
+    time: float  # [d]
+    channel: str
+    residual: float  # on the compared scale of the channel
+    s: float  # its variance under the model
+    nis: float
+    accepted: bool
+
+
+class StateSpace(Protocol):
+    """The model that a filter needs; coordinates are those of a `Layout`. `drive` holds the inputs and is opaque here."""
+
+    def advance(self, points: np.ndarray, drive: Any, span: float) -> np.ndarray:
+        """Carry points [n, m] over `span` days."""
+        ...
+
+    def advance_jacobian(self, mean: Vector, drive: Any, span: float) -> tuple[Vector, Matrix]:
+        """The same for one point, with the derivative of the result."""
+        ...
+
+    def process_noise(self, belief: Belief, span: float) -> Matrix:
+        """Covariance Q gathered over `span` days."""
+        ...
+
+    def observe(self, points: np.ndarray, channel: str, drive: Any) -> np.ndarray:
+        """Predicted readings [m] at points [n, m], on the compared scale."""
+        ...
+
+    def observe_jacobian(self, mean: Vector, channel: str, drive: Any) -> tuple[float, Vector]:
+        """The same for one point, with its gradient."""
+        ...
+
+
+class Filter(NamedTuple):
+    """A swappable algorithm."""
+
+    name: str
+    predict: Callable[[Belief, Any, float], Belief]  # (belief, drive, until [d])
+    update: Callable[[Belief, Datum, Any, int], tuple[Belief, Innovation]]  # (belief, datum, drive, streak)
+
+
+def symmetric(cov: Matrix) -> Matrix:
+    return (cov + cov.T) / 2.0
+
+
+def root(cov: Matrix) -> Matrix:
+    """Upper Cholesky factor, as filterpy wants it; a covariance that lost definiteness is repaired by its eigenvalues."""
+    try:
+        return linalg.cholesky(cov, check_finite=False)
+    except linalg.LinAlgError:
+        values, vectors = linalg.eigh(symmetric(cov))
+        floor = max(float(values[-1]), 1e-12) * 1e-12
+        return linalg.cholesky(symmetric((vectors * np.maximum(values, floor)) @ vectors.T), check_finite=False)
+
+
+def _condition(
+    belief: Belief, time: float, datum: Datum, predicted: float, variance: float, cross: Vector, streak: int
+) -> tuple[Belief, Innovation]:
+    """Gaussian conditioning on one scalar, behind the gate.
+
+    `variance` is that of the prediction without noise, `cross` its covariance with the coordinates. The gate is written
+    to accept, so that NaN is rejected.
+    """
+    residual = datum.y - predicted
+    s = variance + datum.r
+    nis = residual * residual / s
+    accepted = bool(nis <= datum.gate * datum.gate)
+    innovation = Innovation(time, datum.channel, float(residual), float(s), float(nis), accepted)
+    mean, cov = belief.mean, belief.cov
+    if not accepted:
+        if streak + 1 < STREAK or not np.isfinite(nis):
+            return belief, innovation
+        cov, cross, s = cov * INFLATE, cross * INFLATE, variance * INFLATE + datum.r
+    gain = cross / s
+    return Belief(time, mean + gain * residual, symmetric(cov - np.outer(gain, gain) * s)), innovation
+
+
+def ukf(model: StateSpace, size: int) -> Filter:
+    """Unscented filter over `size` coordinates: alpha 1, beta 2, kappa 3-n (spread sqrt(3) in every direction)."""
+    sigma = MerweScaledSigmaPoints(size, alpha=1.0, beta=0.0, kappa=3.0 - size, sqrt_method=root)
+
+    def predict(belief: Belief, drive: Any, until: float) -> Belief:
+        span = until - belief.time
+        if span <= 0.0:
+            return belief
+        points = sigma.sigma_points(belief.mean, belief.cov)
+        pushed = model.advance(points.T, drive, span).T
+        mean, cov = unscented_transform(pushed, sigma.Wm, sigma.Wc, model.process_noise(belief, span))
+        return Belief(until, mean, symmetric(cov))
+
+    def update(belief: Belief, datum: Datum, drive: Any, streak: int = 0) -> tuple[Belief, Innovation]:
+        points = sigma.sigma_points(belief.mean, belief.cov)
+        z = model.observe(points.T, datum.channel, drive)
+        predicted = float(sigma.Wm @ z)
+        dz = z - predicted
+        variance = max(float(sigma.Wc @ (dz * dz)), 0.0)
+        cross = (points - belief.mean).T @ (sigma.Wc * dz)
+        return _condition(belief, belief.time, datum, predicted, variance, cross, streak)
+
+    return Filter("ukf", predict, update)
+
+
+def ekf(model: StateSpace, size: int) -> Filter:
+    """Extended filter over `size` coordinates, linearised at the mean by automatic differentiation."""
+
+    def predict(belief: Belief, drive: Any, until: float) -> Belief:
+        span = until - belief.time
+        if span <= 0.0:
+            return belief
+        mean, jacobian = model.advance_jacobian(belief.mean, drive, span)
+        return Belief(until, mean, symmetric(jacobian @ belief.cov @ jacobian.T + model.process_noise(belief, span)))
+
+    def update(belief: Belief, datum: Datum, drive: Any, streak: int = 0) -> tuple[Belief, Innovation]:
+        predicted, gradient = model.observe_jacobian(belief.mean, datum.channel, drive)
+        cross = belief.cov @ gradient
+        return _condition(belief, belief.time, datum, predicted, float(gradient @ cross), cross, streak)
+
+    return Filter("ekf", predict, update)
+
+
+FILTERS: dict[str, Callable[[StateSpace, int], Filter]] = {"ukf": ukf, "ekf": ekf}

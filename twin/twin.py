@@ -1,0 +1,75 @@
+"""The notebook's handle on a batch: a value with methods, nothing that `twin.batch` and `twin.futures` do not do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from twin.batch import Batch, apply, assimilate, believe_at, note, start
+from twin.belief import Belief, Marginal, learnt, marginals
+from twin.bioreactor import Control, State
+from twin.donors.prior import DonorPrior, preset_prior
+from twin.evidence import ControlApplied, Event, Fact, Measurement
+from twin.futures import Forecast, Schedule, forecast
+from twin.process import Process
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Twin:
+    """A batch and what is believed of it. Every method returns a new Twin or a plain value."""
+
+    batch: Batch
+
+    @classmethod
+    def start(
+        cls, process: Process, *, prior: DonorPrior | None = None, batch_id: str = "batch", filter_name: str = "ukf"
+    ) -> Twin:
+        """A twin at inoculation; without `prior`, the preset's literature prior."""
+        return cls(start(batch_id, process, prior or preset_prior(process), filter_name))
+
+    def tell(self, facts: Fact | Iterable[Fact]) -> Twin:
+        """Take in measurements, read-backs and events, in any order. Raises `twin.evidence.Refused`."""
+        batch = self.batch
+        for fact in [facts] if isinstance(facts, Measurement | ControlApplied | Event) else facts:
+            match fact:
+                case Measurement():
+                    batch = assimilate(batch, fact)
+                case ControlApplied():
+                    batch = apply(batch, fact)
+                case Event():
+                    batch = note(batch, fact)
+        return replace(self, batch=batch)
+
+    def belief(self, at: float) -> Belief:
+        """Gaussian belief at day `at`."""
+        return believe_at(self.batch, at)
+
+    def estimate(self, at: float) -> dict[str, Marginal]:
+        """Named quantities with mean, sd and 90 % interval at day `at`."""
+        return marginals(self.belief(at), self.batch.layout)
+
+    def donor(self, at: float) -> dict[str, Marginal]:
+        """Donor parameters and sensor errors as learnt by day `at`."""
+        return learnt(self.belief(at), self.batch.layout)
+
+    def forecast(self, now: float, schedule: Schedule | Control, *, n: int = 500, seed: int = 0) -> Forecast:
+        """Bands, P(pass) and harvest from day `now` under a schedule or a held control."""
+
+        def held(t: float, x: State) -> Control:
+            return schedule if isinstance(schedule, Control) else schedule(t, x)
+
+        return forecast(self.batch, now, held, n=n, seed=seed)
+
+    def trajectory(self, times: Iterable[float]) -> Any:
+        """Table (pandas) of the filtered estimate over `times`: one row a time and quantity."""
+        import pandas as pd
+
+        rows = [
+            {"time_d": float(t), "quantity": name, **m._asdict()}
+            for t in np.asarray(list(times), dtype=float)
+            for name, m in self.estimate(float(t)).items()
+        ]
+        return pd.DataFrame(rows)
