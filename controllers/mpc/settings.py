@@ -1,0 +1,69 @@
+"""What the controller weighs, in one currency: vessel volumes of perfusion medium."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from twin.config import ConfigError
+from twin.process import Process
+
+CQAS = ("viable_cells", "viable_density", "viability", "car_fraction", "exhausted_fraction", "lactate", "ammonia")
+"""Targets at harvest that the model can predict."""
+
+
+class Prices(NamedTuple):
+    """Weights of the objective [volumes of medium per unit]; they enter the solver as parameters.
+
+    Slack prices are exact penalties: above the multiplier that a feasible constraint has, so a slack is used only where
+    no plan meets the constraint (the dose: 300 volumes per unit of ln) or where its price is paid knowingly (soft limits).
+    """
+
+    medium: float = 1.0  # per vessel volume perfused
+    feed: float = 15.0  # per vessel volume of concentrate: about its nutrients' worth in medium
+    dose: float = 0.0003  # per IU/mL of cytokine dosed; a recipe's 300 IU/mL/d is .09 a day
+    move_perfusion: float = 0.2  # per VVD^2 of change between steps
+    move_dose: float = 0.02  # per (300 IU/mL/d)^2 of change between steps
+    glucose: float = 0.10  # per mM d below the limit
+    lactate: float = 0.03  # per mM d above the soft limit
+    lactate_hard: float = 10.0  # per mM d above the hard limit
+    ammonia: float = 0.3  # per mM d above the limit
+    cytokine: float = 0.05  # per IU/mL d below the limit
+    ph: float = 5.0  # per pH d outside the band
+    quadratic: float = 0.05  # share of every slack's price that its square pays, besides
+    target_ln: float = 300.0  # per ln of a missed amount at harvest (cells, density)
+    target: float = 150.0  # per unit of a missed fraction at harvest (viability, CAR+, exhaustion)
+    budget: float = 40.0  # per volume of medium beyond the batch's budget
+    day: float = 0.30  # per day until harvest: vessel time, and the risk that a day carries
+
+
+@dataclass(frozen=True, slots=True)
+class MpcSettings:
+    """Everything that can be chosen about the controller. Times in days."""
+
+    prices: Prices = field(default_factory=Prices)
+    harvest_latest: float | None = None  # [d]; None: the recipe's latest day
+    search: int = 2  # harvest steps looked at on either side of the last plan's
+    growth_sd: float = 0.025  # ln sd per day of cells to come that the belief's mean does not tell
+    confidence: float = 1.28  # standard deviations of ln cells that the dose is met with (1.28: 90 %)
+    sd_floor: float = 0.03  # least ln sd of the cell number at harvest: dosing and counting
+    fraction_margin: float = 0.02  # margin of viability, CAR+ and exhaustion at harvest
+    budget_reserve: float = 0.05  # share of the medium budget held back (pump gain errors)
+    dose_floor: float = 0.6  # least cytokine dosing, as a share of the recipe's: dosing is never optional
+    max_iter: int = 80  # interior-point iterations; there is no time limit: results must not depend on the machine
+    k1: float | None = 2.0  # the edge's cap: every rate <= k1 x the recipe's largest; None: no such cap
+    k2: float | None = 3.0  # the edge's cap: every rate <= k2 x what the recipe would do then; None: no such cap
+    cap_floor: float = 0.0  # [VVD] perfusion allowed where k2 x the recipe's rate is less; k1 still holds
+
+
+def settings_for(process: Process, **given: Any) -> MpcSettings:
+    """Settings from keywords; names of `Prices` are taken too. ConfigError for a name that is neither."""
+    own = set(MpcSettings.__dataclass_fields__)
+    unknown = [k for k in given if k not in own and k not in Prices._fields]
+    if unknown:
+        raise ConfigError(f"mpc: unknown settings {unknown}; known: {sorted(own | set(Prices._fields))}")
+    strange = [t.cqa for t in process.targets if t.cqa not in CQAS]
+    if strange:
+        raise ConfigError(f"mpc: targets {strange} cannot be predicted; known: {list(CQAS)}")
+    prices = given.pop("prices", Prices())._replace(**{k: float(v) for k, v in given.items() if k in Prices._fields})
+    return MpcSettings(prices=prices, **{k: v for k, v in given.items() if k in own})

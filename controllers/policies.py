@@ -1,0 +1,72 @@
+"""A recipe as a policy: its formula decides, the model shows what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from controllers.plan import Plan, Situation
+from controllers.recipes import harvest_due, recipe_control, recipe_schedule
+from twin.belief import split
+from twin.bioreactor import Control, State
+from twin.process import Limits, Recipe
+from twin.transition import advance_many, flat
+
+STEP = 0.25
+"""Length of a plan's step [d]."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecipePolicy:
+    """Proposes what `recipe` asks at the last readings, then what it would ask along the expected course of the batch.
+
+    The proposal keeps to the operating limits: ceilings, and the largest change of perfusion from one decision to the next.
+    The harvest is due by the recipe's rule on counted cells now, or where the expected course reaches it.
+    """
+
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    def __call__(self, situation: Situation, previous: Plan | None) -> Plan:
+        s, recipe, limits = situation, self.recipe, situation.process.limits
+        x, cell, _ = split(s.belief.mean, s.layout, s.process.theta.cell)
+        theta = s.process.theta._replace(cell=cell)
+        schedule, parameters = recipe_schedule(recipe), flat(theta)[:, None]
+        x = State(*(float(v) for v in x))
+        wanted = recipe_control(recipe, s.now, s.readings)
+        harvest_at = s.now if harvest_due(recipe, s.now, s.readings, float(x.volume)) else None
+        controls: list[Control] = []
+        states = [x]
+        before = float(s.applied.perfusion)
+        for k in range(max(1, round((recipe.harvest_latest - s.now) / STEP))):
+            t = s.now + k * STEP
+            if k:
+                if harvest_at is None and float(x.viable_cells) >= recipe.harvest_cells:
+                    harvest_at = t
+                if harvest_at is not None:
+                    break
+                wanted = Control(*(float(v) for v in schedule(t, x)))
+            controls.append(limited(wanted, before, limits))
+            before = float(controls[-1].perfusion)
+            column = advance_many()(np.array(x)[:, None], np.array(controls[-1]), parameters, STEP)
+            states.append(x := State(*column[:, 0].tolist()))
+        if harvest_at is None and s.now + len(controls) * STEP >= recipe.harvest_latest - 1e-9:
+            harvest_at = s.now + len(controls) * STEP
+        detail = f"{recipe.name}: {controls[0].perfusion:.2f} VVD by the last readings"
+        return Plan(s.now, STEP, tuple(controls), tuple(states), "solved", 0.0, harvest_at, recipe.name, detail)
+
+
+def limited(u: Control, before: float, limits: Limits) -> Control:
+    """`u` within the operating limits, its perfusion within one step of `before` [VVD]."""
+    low = max(0.0, before - limits.perfusion_step)
+    high = min(limits.perfusion_max, before + limits.perfusion_step)
+    return Control(
+        float(np.clip(u.perfusion, min(low, high), high)),
+        float(np.clip(u.feed, 0.0, limits.feed_max)),
+        float(np.clip(u.bleed, 0.0, limits.bleed_max)),
+        float(np.clip(u.cytokine_dose, 0.0, limits.cytokine_dose_max)),
+    )
