@@ -51,6 +51,7 @@ class GuardSettings:
     parameter_factor: float = 3.0  # |ln| distance of a donor parameter from the population median
     error_max: float = 50.0  # largest sensor error, in its own scale
     agreement: float = 0.05  # |ln| difference of the plan's states from the independent simulation
+    agreement_ions: float = 0.25  # the same for the strong-ion difference: the base pump switches within a move
     agreement_floor: float = 0.05  # added to both before the logarithm: mM, 1e6 cells/mL, fractions
     worse: float = 0.02  # relative worsening allowed to a state that starts beyond a hard limit
 
@@ -235,7 +236,8 @@ def resimulation_fault(plan: Plan, again: Sequence[Sequence[float]], limits: Lim
             if plan.status == "shifted":
                 continue
             gap = math.log((max(a, 0.0) + s.agreement_floor) / (b + s.agreement_floor))
-            if not within(gap, -s.agreement, s.agreement):
+            allowed = s.agreement_ions if name == "strong_ion" else s.agreement
+            if not within(gap, -allowed, allowed):
                 return Fault("resimulation", f"node {k}: {name} planned {a:.4g}, simulated {b:.4g}")
     for name, side, limit in _hard(limits):
         i = names.index(name)

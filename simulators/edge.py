@@ -83,7 +83,9 @@ class EdgeSettings:
     budget: Budget = Budget()
 
 
-def edge_settings(recipe: Recipe, limits: Limits, caps: Caps | None = None, budget: Budget | None = None) -> EdgeSettings:
+def edge_settings(
+    recipe: Recipe, limits: Limits, caps: Caps | None = None, budget: Budget | None = None
+) -> EdgeSettings:
     """Settings of an edge whose hardware maxima are the operating limits. Default: advisory."""
     most = Control(limits.perfusion_max, limits.feed_max, limits.bleed_max, limits.cytokine_dose_max)
     return EdgeSettings(recipe, most, caps or Caps(), budget or Budget())

@@ -49,7 +49,9 @@ FLOW = Instrument(
 """Laboratory routine of the bioreactor stage, noise as in SCIENCE section 3: counts and analyser daily, flow twice a week."""
 
 
-def synthetic_history(process: Process, donors: int = 17, seed: int = 17, mismatch: float = 1.0) -> tuple[RecordedBatch, ...]:
+def synthetic_history(
+    process: Process, donors: int = 17, seed: int = 17, mismatch: float = 1.0
+) -> tuple[RecordedBatch, ...]:
     """Records of `donors` virtual donors (three batches each). Same arguments, same records."""
     seeds = np.random.SeedSequence(seed).generate_state(donors)
     return tuple(
@@ -73,7 +75,9 @@ def _donor_record(process: Process, name: str, seed: int, mismatch: float) -> tu
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(28,)))
     static = donor.cell.mu_max * STATIC * float(np.exp(STATIC_SD * rng.standard_normal()))
     slow = replace(donor, cell=donor.cell._replace(mu_max=static))
-    activation, doublings = _static_culture(process, slow, stages["activation"], 0.30, 0.0, donor.initial.activation, (3.0,), rng)
+    activation, doublings = _static_culture(
+        process, slow, stages["activation"], 0.30, 0.0, donor.initial.activation, (3.0,), rng
+    )
     seed_train, doublings = _static_culture(process, slow, stages["seed_train"], 0.25, doublings, 1.0, (2.0, 4.0), rng)
     ready = replace(donor, initial=donor.initial._replace(doublings=doublings))
     bioreactor, harvested = _bioreactor(process, ready, seed)
@@ -83,7 +87,12 @@ def _donor_record(process: Process, name: str, seed: int, mismatch: float) -> tu
     parts = (
         ("-activation", activation, (), {"stage": "activation", "stage_day": stages["activation"].start}),
         ("-seed_train", seed_train, (), {"stage": "seed_train", "stage_day": stages["seed_train"].start}),
-        ("", bioreactor[0], bioreactor[1], {"stage": "bioreactor", "stage_day": day, "volume_l": donor.initial.volume, **cells}),
+        (
+            "",
+            bioreactor[0],
+            bioreactor[1],
+            {"stage": "bioreactor", "stage_day": day, "volume_l": donor.initial.volume, **cells},
+        ),
     )
     return tuple(
         RecordedBatch(name + suffix, name, name, process.name, None, measured, actions, {**note, **extra})

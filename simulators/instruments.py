@@ -128,7 +128,9 @@ class Device:
             self.errors[name] += self.drifts[name] * span + c.walk * float(np.sqrt(max(span, 0.0)) * step)
             if lost or name not in self.channels:
                 continue
-            value = _reading(name, float(SIGNALS[name](x, condition, plant)), self.errors[name] + c.noise * float(noise))
+            value = _reading(
+                name, float(SIGNALS[name](x, condition, plant)), self.errors[name] + c.noise * float(noise)
+            )
             readings.append(Measurement(f"{spec.name}-{self.count}-{name}", name, value, sampled_at, now + delay))
         return readings
 

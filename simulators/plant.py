@@ -102,7 +102,9 @@ class Structure(NamedTuple):
     hill_lactate: Scalar = 2.0  # exponent of growth inhibition
     hill_ammonia: Scalar = 2.0
     hill_death: Scalar = 2.0  # exponent of the onset of toxicity
-    quick_share: Scalar = 1.0  # share of cells that leave lag at `quick_factor` tau_lag, the rest at `slow_factor` tau_lag
+    quick_share: Scalar = (
+        1.0  # share of cells that leave lag at `quick_factor` tau_lag, the rest at `slow_factor` tau_lag
+    )
     quick_factor: Scalar = 1.0
     slow_factor: Scalar = 1.0
     old_share: Scalar = 0.3  # share of old cells at inoculation

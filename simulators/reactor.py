@@ -67,7 +67,9 @@ class VirtualBioreactor:
         if not isinstance(donor, VirtualDonor):
             donor = virtual_donor(process, seed if donor is None else donor, self.scenario.mismatch)
         self.donor = donor
-        self.settings = settings or edge_settings(process.recipe, process.limits, self.scenario.caps, self.scenario.budget)
+        self.settings = settings or edge_settings(
+            process.recipe, process.limits, self.scenario.caps, self.scenario.budget
+        )
         self.step = self.scenario.tick  # [d]
         self.clock = 0.0  # time of the last tick [d]; everything until then has been told
         self.acks: list[Ack] = []
@@ -187,7 +189,11 @@ class VirtualBioreactor:
         newest = facts[-1] if facts else None
         if known or not isinstance(newest, Measurement) or newest.sampled_at < now:
             control = self._edge.rates
-            facts.append(self._applied("perfusion", control.perfusion, self._edge.answering.get("perfusion"), self._next_stamp(now)))
+            facts.append(
+                self._applied(
+                    "perfusion", control.perfusion, self._edge.answering.get("perfusion"), self._next_stamp(now)
+                )
+            )
         self._record(now, day)
         return facts
 

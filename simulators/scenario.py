@@ -123,7 +123,9 @@ def make_scenario(content: Mapping[str, Any] | Any, where: str) -> Scenario:
     for name, device in s.instruments.items():
         for channel in device.channels:
             if channel in seen:
-                raise ConfigError(f"{where}: field instruments.{name}.channels.{channel}: {seen[channel]} reads it already")
+                raise ConfigError(
+                    f"{where}: field instruments.{name}.channels.{channel}: {seen[channel]} reads it already"
+                )
             seen[channel] = name
         if device.age_h >= s.tick_h:
             raise ConfigError(f"{where}: field instruments.{name}.age_h: must be less than tick_h, {s.tick_h:g} h")

@@ -36,10 +36,13 @@ class Economy:
     limits: list[Any]
 
 
-def limit_vector(limits: Limits) -> np.ndarray:
-    """The operating limits in the order that `path_violations` reads, then the largest step of perfusion [VVD]."""
+def limit_vector(limits: Limits, reserve: float) -> np.ndarray:
+    """The operating limits in the order that `path_violations` reads, then the largest step of perfusion [VVD].
+
+    `reserve` is the share of the hard lactate limit that is held back.
+    """
     return np.array([
-        limits.glucose_min, limits.lactate_soft, limits.lactate_hard, limits.ammonia_max, limits.cytokine_min,
+        limits.glucose_min, limits.lactate_soft, limits.lactate_hard * (1.0 - reserve), limits.ammonia_max, limits.cytokine_min,
         limits.ph_min, limits.ph_max, limits.perfusion_step,
     ])  # fmt: skip
 

@@ -44,8 +44,8 @@ FAR = 12
 FAR_EVERY = 4
 """With the harvest more than FAR moves ahead, other harvest steps are looked at every FAR_EVERY moves only."""
 
-COARSE = 8
-"""First stride of the search for a harvest step when there is no earlier plan; then a quarter of it, until 1 is done."""
+STRIDES = (8, 2, 1)
+"""Strides of the search for a harvest step when there is no earlier plan to start from."""
 
 
 class Outcome(NamedTuple):
@@ -106,15 +106,15 @@ def search(task: Task, previous: Plan | None) -> tuple[Outcome | None, str]:
     tried: dict[int, Outcome | None] = {}
     words = ""
     moves = remaining_moves(task, previous)
-    start, stride = task.latest, COARSE if task.latest > COARSE else 1
+    start, strides, looks = task.latest, STRIDES, task.latest
     if moves is not None and previous is not None and previous.harvest_at is not None:
-        start, stride = int(np.clip(round((previous.harvest_at - task.now) / STEP), 1, task.latest)), 1
-    looks = task.settings.search if stride == 1 else task.latest
+        start = int(np.clip(round((previous.harvest_at - task.now) / STEP), 1, task.latest))
+        strides, looks = (1,), task.settings.search
     tried[start], words = optimum(task, start, moves)
     best = tried[start]
-    if stride == 1 and best is not None and start > FAR and round(task.now / STEP) % FAR_EVERY:
+    if strides == (1,) and best is not None and start > FAR and round(task.now / STEP) % FAR_EVERY:
         return best, words
-    while stride >= 1:
+    for stride in strides:
         for direction in (-1, 1):
             for _ in range(looks):
                 h = (best.moves if best else start) + direction * stride
@@ -125,7 +125,6 @@ def search(task: Task, previous: Plan | None) -> tuple[Outcome | None, str]:
                 if other is None or (best is not None and other.total >= best.total):
                     break
                 best = other
-        stride = stride // 4
     return best, words
 
 

@@ -49,6 +49,7 @@ class MpcSettings:
     sd_floor: float = 0.03  # least ln sd of the cell number at harvest: dosing and counting
     fraction_margin: float = 0.02  # margin of viability, CAR+ and exhaustion at harvest
     budget_reserve: float = 0.05  # share of the medium budget held back (pump gain errors)
+    hard_reserve: float = 0.05  # share of the hard lactate limit held back: a plan may not touch it
     dose_floor: float = 0.6  # least cytokine dosing, as a share of the recipe's: dosing is never optional
     max_iter: int = 80  # interior-point iterations; there is no time limit: results must not depend on the machine
     k1: float | None = 2.0  # the edge's cap: every rate <= k1 x the recipe's largest; None: no such cap

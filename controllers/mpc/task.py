@@ -170,7 +170,7 @@ def bounds(task: Task, course: Course) -> tuple[np.ndarray, np.ndarray]:
 
 def starting_point(task: Task, course: Course, h: int, targets: tuple[Target, ...]) -> np.ndarray:
     """Variables on `course`, with the slacks that make it feasible."""
-    economy = Economy(task.settings.prices, list(limit_vector(task.process.limits)))
+    economy = Economy(task.settings.prices, list(limit_vector(task.process.limits, task.settings.hard_reserve)))
     ends, last = State(*course.ends.T), State(*course.ends[-1])
     beyond = np.array(path_violations(ends, physiology(ends, task.theta), economy)).reshape(N_PATH, -1).T
     missed = [target_shortfall(t.cqa, t.sense, last, t.value)[0] for t in targets]
@@ -182,6 +182,6 @@ def parameters(task: Task, n: int, h: int, targets: tuple[Target, ...]) -> np.nd
     """The parameter vector of the programme of `n` stages, `h` of them with length."""
     lengths = np.where(np.arange(n) < h, STEP, 0.0)
     return np.concatenate([
-        task.x0, flat(task.theta), lengths, task.before / MOVE_SCALE, limit_vector(task.process.limits),
+        task.x0, flat(task.theta), lengths, task.before / MOVE_SCALE, limit_vector(task.process.limits, task.settings.hard_reserve),
         [t.value for t in targets], [task.budget], task.settings.prices,
     ])  # fmt: skip

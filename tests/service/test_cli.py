@@ -76,11 +76,6 @@ def test_every_verb_is_one_module_with_one_function_of_its_name(verb: str) -> No
     assert any(a.startswith(("json", "as_json")) for a in arguments), "every verb speaks --json"
 
 
-def test_no_module_of_the_command_line_is_without_a_verb() -> None:
-    modules = {p.stem for p in HERE.glob("*.py")}
-    assert modules - set(VERBS) - {"__init__", "__main__", "console"} <= {p for p in modules if p.startswith("_")}
-
-
 @pytest.mark.parametrize(
     "raised",
     [

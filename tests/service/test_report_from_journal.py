@@ -15,7 +15,7 @@ from service.config import Broker, ServiceConfig
 from service.journal import Head, Journal, Row
 from service.messages import BatchEnd, BatchStart, MeasurementMessage, Message, ReadBack, encode
 from service.mqtt import Received
-from service.report.data import Curve, ReportData
+from service.report.data import ESTIMATED, Curve, ReportData, as_simulated, outcome_of
 from service.report.from_journal import UnknownBatch, batches, collect, perfused
 from service.report.page import render
 from service.runner import Runner
@@ -125,9 +125,19 @@ def data(journalled: tuple[list[Row], Head]) -> ReportData:
 
 def test_the_batch_is_found_by_name(journalled: tuple[list[Row], Head]) -> None:
     rows, _ = journalled
-    assert {name: root for name, (root, _) in batches(rows).items()} == {"B1": ROOT}
+    assert [(root, m.batch) for root, m in batches(rows)] == [(ROOT, "B1")]
     with pytest.raises(UnknownBatch, match="it holds B1"):
         collect(rows, "B2")
+    with pytest.raises(UnknownBatch, match="of unit 'reactor2'"):
+        collect(rows, "B1", unit="reactor2")
+
+
+def test_a_name_used_on_two_units_must_be_told_apart(journalled: tuple[list[Row], Head]) -> None:
+    rows, _ = journalled
+    twice = [*rows, *(r._replace(topic=r.topic.replace("reactor1", "reactor2")) for r in rows)]
+    with pytest.raises(UnknownBatch, match="--unit"):
+        collect(twice, "B1")
+    assert collect(twice, "B1", unit="reactor2").provenance["unit"].endswith("reactor2")
 
 
 def test_samples_are_those_that_were_sent_and_corrections_replace(data: ReportData) -> None:
@@ -204,3 +214,16 @@ def test_no_journal_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert str(tmp_path) in said
+
+
+def test_a_simulation_adds_its_truth_and_the_true_outcome(data: ReportData) -> None:
+    truth = {"time": np.array([0.0, 2.0]), "viable_density": np.array([0.5, 0.9])}
+    true = outcome_of("mpc", 2.0, {"viable_cells": 21.0}, load_config("car_nk").targets[:1], 0.6)
+    both = as_simulated(data, truth, true, [true])
+    assert both.origin == "simulated"
+    assert both.verdict == "passed"
+    np.testing.assert_array_equal(both.truth["viable_density"].value, [0.5, 0.9])
+    assert "time" not in both.truth
+    assert ESTIMATED in data.remarks
+    assert ESTIMATED not in both.remarks
+    assert "truth (simulated)" in render(both)

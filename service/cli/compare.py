@@ -1,0 +1,88 @@
+"""`celltwin compare`: the policies of finished campaigns side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.cli._campaign_tables import figures, pairs, read_rows
+from service.cli.console import console, emit_json, fail
+from simulators.campaign import ALL
+from simulators.metrics import paired, summarise
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders (or batches.parquet files) that `celltwin simulate` wrote.")
+    ],
+    base: Annotated[
+        str | None, typer.Option(help="Policy to compare with donor by donor. Default: the first recipe.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture here: .png, .svg or .pdf.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Put the policies of several runs in one table, with donor-by-donor comparisons where they share donors."""
+    groups = _groups(runs)
+    policies = {name: summarise(rows) for name, rows in groups.items()}
+    if base is not None and base not in groups:
+        fail(f"--base {base}: not among the runs' policies: {', '.join(groups)}")
+    reference = base or next(
+        (n for n in groups if n.split("@")[0] in ALL and not n.startswith("mpc")), next(iter(groups))
+    )
+    against = {
+        name: result
+        for name, rows in groups.items()
+        if name != reference and (result := paired(groups[reference], rows))["n"]
+    }
+    if plot is not None:
+        _draw(policies, groups, plot)
+    if as_json:
+        emit_json({"policies": policies, "base": reference, "paired": against})
+        return
+    console.print(figures(policies, f"{len(runs)} run(s)"))
+    if against:
+        console.print(pairs(against, reference))
+    if plot is not None:
+        console.print(f"picture: {plot}", soft_wrap=True)
+
+
+def _groups(runs: list[Path]) -> dict[str, list[dict[str, Any]]]:
+    """Batches by policy; a policy that occurs in several runs is told apart by the run's folder."""
+    read = [(run, read_rows(run)) for run in runs]
+    homes: dict[str, set[Path]] = {}
+    for run, rows in read:
+        for row in rows:
+            homes.setdefault(str(row["policy"]), set()).add(run)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run, rows in read:
+        folder = run if run.is_dir() else run.parent
+        for row in rows:
+            name = str(row["policy"])
+            groups.setdefault(name if len(homes[name]) == 1 else f"{name}@{folder.resolve().name}", []).append(row)
+    order = sorted(groups, key=lambda n: (ALL.index(n.split("@")[0]) if n.split("@")[0] in ALL else len(ALL), n))
+    return {n: groups[n] for n in order}
+
+
+def _draw(policies: dict[str, dict[str, Any]], groups: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    names = list(policies)
+    figure = Figure(figsize=(9, 0.5 * len(names) + 2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for i, name in enumerate(names):
+        s = policies[name]
+        low, high = s["pass_ci"]
+        left.plot([low, high], [i, i], color="tab:blue", lw=2)
+        left.plot(s["pass"], i, "o", color="tab:blue")
+    left.set(xlim=(0, 1), xlabel="pass fraction, 95 % interval", yticks=range(len(names)), yticklabels=names)
+    right.boxplot(
+        [[r["medium_vv"] for r in groups[n]] for n in names], orientation="horizontal", positions=range(len(names))
+    )
+    right.set(xlabel="medium [vessel volumes]", yticks=range(len(names)), yticklabels=names)
+    left.invert_yaxis()
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        fail(f"{path}: the picture cannot be written: {error}")

@@ -1,0 +1,64 @@
+"""Answers to queries: they look at a desk and change nothing on it but the count of messages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from service.desk.records import Desk, Running, Told, output
+from service.desk.views import estimate_message, forecast_message, schedule_of, seed_of
+from service.messages import (
+    ForecastMessage,
+    ForecastQuery,
+    QueryMessage,
+    Rejected,
+    ReplyMessage,
+    StateQuery,
+    WhatIfQuery,
+)
+from twin.bioreactor import Control, State
+from twin.futures import forecast
+
+
+def answer(desk: Desk, query: QueryMessage) -> Told:
+    root, _, client = query.reply_to.rpartition("/reply/")
+    if root != desk.root:
+        raise Rejected("bad_value", f"reply_to must lie below {desk.root}/reply/")
+    running, ok, reason = desk.running, True, "ok"
+    belief, ahead = None, None
+    if running is None:
+        ok, reason = False, "no batch has started on this unit"
+    elif isinstance(query, StateQuery):
+        belief = estimate_message(running.session, running.start, running.opened.units, desk.seq, desk.epoch)
+    elif isinstance(query, ForecastQuery):
+        ahead = running.forecast
+        ok, reason = (
+            (True, "ok") if ahead is not None else (False, "no forecast yet: the first decision is 6 h after the start")
+        )
+    elif isinstance(query, WhatIfQuery):
+        ahead = what_if(desk, running, query)
+    else:
+        ok, reason = (
+            False,
+            "approvals are not taken over this interface; the mode is set in the service's configuration",
+        )
+    said = ReplyMessage(
+        client=client, correlation=query.correlation, ok=ok, reason=reason, estimate=belief, forecast=ahead,
+        seq=desk.seq, epoch=desk.epoch,
+    )  # fmt: skip
+    return replace(desk, seq=desk.seq + 1), (output(said, None),)
+
+
+def what_if(desk: Desk, running: Running, query: WhatIfQuery) -> ForecastMessage:
+    """The forecast from now on with one rate scaled for some hours; same seed as the plain one would have."""
+    session, now = running.session, running.session.clock
+    last = session.last.plan if session.last is not None and session.last.control is not None else None
+    usual = schedule_of(last if desk.settings.mode == "closed" else None, session.batch.process)
+
+    def edited(t: float, x: State) -> Control:
+        u = usual(t, x)
+        if t >= now + query.hours / 24.0 - 1e-9:
+            return u
+        return u._replace(**{query.actuator: getattr(u, query.actuator) * query.factor})
+
+    futures = forecast(session.batch, now, edited, n=desk.settings.futures, seed=seed_of(session.batch.id, now))
+    return forecast_message(futures, session.batch, running.start, desk.seq, desk.epoch)

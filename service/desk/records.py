@@ -1,0 +1,113 @@
+"""What the desk of a unit holds and says: values, and the alarms that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from controllers.loop import Session
+from controllers.plan import Policy
+from service.desk.opening import Opened, Opening
+from service.journal import Kind
+from service.messages import (
+    ROOT,
+    Alarm,
+    BatchStart,
+    ForecastMessage,
+    Message,
+    Mode,
+    Override,
+    canonical_json,
+    encode,
+    time_text,
+)
+
+NO_ALARMS: Mapping[str, Alarm] = MappingProxyType({})
+
+
+class Output(NamedTuple):
+    """One thing that the desk says. `kind` None: not journalled; `publish` False: journalled only."""
+
+    suffix: str  # topic below the unit's root
+    payload: bytes
+    kind: Kind | None
+    publish: bool
+    retain: bool = False
+    expires_at: datetime | None = None  # for the transport's own expiry
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a desk is told once."""
+
+    mode: Mode
+    clock: Literal["wall", "event"]
+    futures: int  # size of the forecast ensemble
+    open: Opening
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Running:
+    """The batch on the desk: it stays after its end, for late laboratory values."""
+
+    session: Session
+    opened: Opened
+    policy: Policy
+    start: datetime  # inoculation
+    message: BatchStart
+    heard: datetime  # newest receive time
+    forecast: ForecastMessage | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Desk:
+    """All that the twin holds of one unit."""
+
+    site: str
+    unit: str
+    settings: Settings
+    epoch: int
+    seq: int = 0
+    running: Running | None = None
+    finished: tuple[str, ...] = ()  # names of batches that have been on this desk before
+    alarms: Mapping[str, Alarm] = field(default_factory=lambda: NO_ALARMS)
+
+    @property
+    def root(self) -> str:
+        """Topic root of the unit, without the last slash."""
+        return f"{ROOT}/{self.site}/{self.unit}"
+
+
+Told = tuple[Desk, tuple[Output, ...]]
+
+AlarmText = tuple[Literal["info", "warning", "critical"], str | None, str, str]  # severity, channel, message, action
+
+
+def alarms(desk: Desk, family: str, wanted: Mapping[str, AlarmText], at: datetime) -> Told:
+    """Raise the `wanted` alarms that are not up yet, clear those of the family that are no longer wanted."""
+    up, outputs, seq = dict(desk.alarms), list[Output](), desk.seq
+    for code in sorted(c for c in up if c.startswith(family) and c not in wanted):
+        del up[code]
+        outputs.append(Output(f"alarm/{code}", b"", "sent", publish=True, retain=True))
+    for code, (severity, channel, text, action) in sorted(wanted.items()):
+        if code not in up:
+            up[code] = Alarm.model_validate({
+                "code": code, "severity": severity, "since": at, "channel": channel, "message": text, "action": action,
+                "batch": desk.running.message.batch if desk.running else None, "seq": seq, "epoch": desk.epoch,
+            })  # fmt: skip
+            seq += 1
+            outputs.append(output(up[code], "sent"))
+    return replace(desk, alarms=MappingProxyType(up), seq=seq), tuple(outputs)
+
+
+def output(message: Message, kind: Kind | None) -> Output:
+    expires = message.valid_until if isinstance(message, Override) else None
+    return Output(message.suffix, encode(message), kind, publish=True, retain=message.retain, expires_at=expires)
+
+
+def note(what: str, batch: str, at: datetime, digest: str = "") -> Output:
+    content = {"note": what, "batch": batch, "at": time_text(at)} | ({"digest": digest} if digest else {})
+    return Output("note", canonical_json(content), "note", publish=False)

@@ -1,0 +1,280 @@
+"""The desk of one unit: what the twin makes of every message, as a pure state machine.
+
+The live service, a restart and `celltwin replay` all call the same three functions, so what was decided can be recomputed:
+
+    step(desk, suffix, payload, at)   one received message          -> (desk, outputs)   never raises for a bad message
+    estimate(desk)                    after the inbox was drained   -> (desk, outputs)
+    watch(desk, at)                   from time to time, wall clock -> (desk, outputs)
+
+Rule 1. No clock: `at` is the journalled receive time. Under `clock: event` it is not even looked at.
+Rule 2. Outputs are values. The driver journals those with a `kind`, in order, and only then publishes those with `publish`.
+        Each run begins with the row of `service.replay.started_entry`: it says what the desks depend on besides messages.
+Rule 3. A message is refused as a whole, with a stable reason, and leaves the desk as it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from controllers.loop import Session, receive
+from controllers.plan import Decision
+from service.desk.answers import answer
+from service.desk.records import AlarmText, Desk, Output, Running, Settings, Told, alarms, note, output
+from service.desk.views import (
+    decision_record,
+    estimate_message,
+    forecast_message,
+    lost_channels,
+    override_messages,
+    plan_message,
+    schedule_of,
+    seed_of,
+)
+from service.messages import (
+    Ack,
+    ApproveQuery,
+    BatchEnd,
+    BatchStart,
+    Calibration,
+    EventMessage,
+    ForecastQuery,
+    MeasurementMessage,
+    MediumChange,
+    Message,
+    OperatorAction,
+    ReadBack,
+    Rejected,
+    Rejection,
+    StageChange,
+    StateQuery,
+    WhatIfQuery,
+    control_fact,
+    days,
+    decode,
+    event_fact,
+    measurement_fact,
+    time_text,
+)
+from service.messages.base import one_line
+from twin.batch import assimilate
+from twin.evidence import Fact, Measurement, Refused
+from twin.futures import forecast
+
+JUMP = 7.0
+"""A time stamp further ahead of the batch than this is refused under the event clock [d]: one typo must not end a batch."""
+
+SKEW = timedelta(seconds=60)
+"""How far ahead of ours another clock may be, under the wall clock."""
+
+SILENCE = timedelta(minutes=30)
+"""How long a running batch may say nothing before an alarm, under the wall clock."""
+
+
+def step(desk: Desk, suffix: str, payload: bytes, at: datetime) -> Told:
+    """One received message, raw. Whatever it is, the answer is a desk and what to say; a refusal is said as `rejected`."""
+    try:
+        return handle(desk, decode(suffix, payload), at)
+    except Rejected as error:
+        return refuse(desk, f"{desk.root}/{suffix}", error, at)
+    except Exception as error:  # noqa: BLE001 - whatever a message provokes, the service stays up and says so
+        return refuse(desk, f"{desk.root}/{suffix}", Rejected("internal", f"{type(error).__name__}: {error}"), at)
+
+
+def refuse(desk: Desk, topic: str, error: Rejected, at: datetime) -> Told:
+    """Say that a message was refused."""
+    said = Rejection(
+        topic=one_line(topic), reason=error.reason, detail=error.detail, at=at, seq=desk.seq, epoch=desk.epoch
+    )  # fmt: skip
+    return replace(desk, seq=desk.seq + 1), (output(said, "rejected"),)
+
+
+def handle(desk: Desk, message: Message, at: datetime) -> Told:
+    """One decoded message. Raises `Rejected`; the desk is then as it was."""
+    match message:
+        case BatchStart():
+            return _begin(desk, message, at)
+        case (
+            MeasurementMessage()
+            | ReadBack()
+            | BatchEnd()
+            | StageChange()
+            | Calibration()
+            | MediumChange()
+            | OperatorAction()
+        ):
+            return _take(desk, _of_batch(desk, message.batch), message, at)
+        case Ack():
+            return _acknowledged(desk, message)
+        case StateQuery() | ForecastQuery() | WhatIfQuery() | ApproveQuery():
+            return answer(desk, message)
+        case _:
+            raise Rejected("unknown_topic", f"{message.suffix!r} is what the twin sends, not what it takes")
+
+
+def estimate(desk: Desk) -> Told:
+    """What is believed at the newest time, and the alarms that follow; nothing when no batch has started."""
+    running = desk.running
+    if running is None:
+        return desk, ()
+    said = estimate_message(running.session, running.start, running.opened.units, desk.seq, desk.epoch)
+    desk, outputs = replace(desk, seq=desk.seq + 1), [output(said, "estimate")]
+    lost = lost_channels(running.session.batch, running.session.clock)
+    wanted: dict[str, AlarmText] = {
+        f"channel_lost-{c}": (
+            "warning",
+            c,
+            f"no valid {c} for longer than its limit",
+            "check the probe or enter a sample",
+        )
+        for c in (() if running.session.ended else lost)
+    }
+    desk, more = alarms(desk, "channel_lost-", wanted, said.at)
+    return desk, (*outputs, *more)
+
+
+def watch(desk: Desk, at: datetime) -> Told:
+    """Under the wall clock: say it when a running batch has fallen silent. Empty outputs need no journalling."""
+    running = desk.running
+    if running is None or desk.settings.clock == "event":
+        return desk, ()
+    silent = not running.session.ended and at - running.heard > SILENCE
+    text = ("critical", None, f"nothing heard since {time_text(running.heard)}", "check the edge and the broker")
+    return alarms(desk, "edge_silent", {"edge_silent": text} if silent else {}, at)
+
+
+def restarted(desk: Desk, settings: Settings, epoch: int) -> Desk:
+    """The desk under a new run of the service: new fencing epoch, perhaps new settings; the batch goes on."""
+    return replace(desk, settings=settings, epoch=epoch, seq=0)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def _begin(desk: Desk, message: BatchStart, at: datetime) -> Told:
+    running = desk.running
+    if running is not None and running.message.batch == message.batch:
+        if running.message.model_copy(update={"seq": message.seq, "epoch": message.epoch}) == message:
+            return desk, ()  # said twice, as QoS 1 may
+        raise Rejected("batch_exists", f"batch {message.batch!r} has started with other content; name another")
+    if message.batch in desk.finished:
+        raise Rejected("batch_exists", f"batch {message.batch!r} has been on this unit before; name another")
+    opened = desk.settings.open(message)
+    outputs: list[Output] = []
+    finished = desk.finished
+    if running is not None:
+        finished = (*finished, running.message.batch)
+        if not running.session.ended:
+            outputs.append(note("batch_superseded", running.message.batch, message.at))
+        desk, cleared = alarms(desk, "", {}, message.at)
+        outputs.extend(cleared)
+    fresh = Running(Session(opened.batch), opened, opened.policy, message.at, message, at)
+    session, _ = receive(fresh.session, event_fact(message, message.at), fresh.policy)
+    outputs.append(note("batch_started", message.batch, message.at, opened.digest))
+    return replace(desk, running=replace(fresh, session=session), finished=finished), tuple(outputs)
+
+
+def _of_batch(desk: Desk, batch: str) -> Running:
+    running = desk.running
+    if running is None or running.message.batch != batch:
+        known = "none is running" if running is None else f"{running.message.batch!r} is"
+        raise Rejected(
+            "unknown_batch", f"batch {batch!r} is not on unit {desk.unit!r} ({known}); send event/batch_start first"
+        )
+    return running
+
+
+def _take(desk: Desk, running: Running, message: MeasurementMessage | ReadBack | EventMessage, at: datetime) -> Told:
+    fact = _fact(desk, running, message, at)
+    session, decisions = running.session, tuple[Decision, ...]()
+    try:
+        if session.ended and isinstance(fact, Measurement):
+            batch = assimilate(session.batch, fact)  # a late laboratory value: nothing is decided any more
+            session = replace(session, batch=batch, clock=max(session.clock, fact.received_at))
+        else:
+            session, decisions = receive(session, fact, running.policy)
+    except Refused as error:
+        raise Rejected(error.reason, str(error)) from None
+    running = replace(running, session=session, heard=max(at, running.heard))
+    outputs: list[Output] = []
+    for k, decision in enumerate(decisions):
+        desk, running, said = _announce(desk, running, decision, newest=k == len(decisions) - 1)
+        outputs.extend(said)
+    if session.ended and isinstance(message, BatchEnd):
+        outputs.append(note("batch_ended", message.batch, message.at))
+        desk, cleared = alarms(desk, "", {}, message.at)
+        outputs.extend(cleared)
+    desk, cleared = alarms(desk, "edge_silent", {}, at)
+    return replace(desk, running=running), (*outputs, *cleared)
+
+
+def _fact(desk: Desk, running: Running, message: MeasurementMessage | ReadBack | EventMessage, at: datetime) -> Fact:
+    """The fact behind a message, on the batch's own clock."""
+    told = message.sampled_at if isinstance(message, MeasurementMessage) else message.at
+    when, clock = days(told, running.start), running.session.clock
+    if when < 0.0:
+        raise Rejected("before_start", f"{time_text(told)} lies before the batch started, {time_text(running.start)}")
+    if desk.settings.clock == "wall":
+        if told > at + SKEW:
+            raise Rejected("from_the_future", f"{time_text(told)} is ahead of our clock, {time_text(at)}")
+        received = max(days(at, running.start), when)
+    else:
+        if when > clock + JUMP:
+            raise Rejected("from_the_future", f"{time_text(told)} is more than {JUMP:g} days ahead of the batch")
+        received = max(clock, when)
+    if isinstance(message, MeasurementMessage):
+        return measurement_fact(message, running.start, received)
+    if isinstance(message, ReadBack):
+        return control_fact(message, running.start, running.message.volume_l)
+    fact = event_fact(message, running.start)
+    if isinstance(message, MediumChange):
+        composition = desk.settings.open.medium(message.medium)
+        return replace(fact, detail={"name": message.medium, **composition._asdict()})
+    return fact
+
+
+# --- decisions -------------------------------------------------------------------------------------------------------
+
+
+def _announce(desk: Desk, running: Running, decision: Decision, *, newest: bool) -> tuple[Desk, Running, list[Output]]:
+    """Journal a decision; publish plan, forecast and, in closed mode, overrides. Only the newest one may act."""
+    batch, start, now = running.session.batch, running.start, running.session.clock
+    outputs = [Output("plan", decision_record(decision, batch), "decision", publish=False)]
+    if not newest:
+        return desk, running, outputs
+    if desk.settings.mode == "closed" and decision.valid_until > now:
+        overrides = override_messages(decision, batch, desk.root, start, desk.seq, desk.epoch)
+        outputs.extend(output(o, "sent") for o in overrides)
+        desk = replace(desk, seq=desk.seq + len(overrides))
+    plan = plan_message(decision, batch, start, desk.seq, desk.epoch)
+    desk = replace(desk, seq=desk.seq + 1)
+    outputs.append(output(plan, "sent"))
+    followed = decision.plan if decision.control is not None and desk.settings.mode == "closed" else None
+    futures = forecast(
+        batch, decision.at, schedule_of(followed, batch.process), n=desk.settings.futures, seed=seed_of(batch.id, decision.at)
+    )  # fmt: skip
+    ahead = forecast_message(futures, batch, start, desk.seq, desk.epoch)
+    desk, running = replace(desk, seq=desk.seq + 1), replace(running, forecast=ahead)
+    outputs.append(output(ahead, "sent"))
+    held = decision.control is None and desk.settings.mode == "closed"
+    text = (
+        "warning",
+        None,
+        one_line("; ".join(decision.reasons), 400),
+        "the edge keeps to its recipe; see the reasons",
+    )
+    desk, said = alarms(desk, "no_override", {"no_override": text} if held else {}, plan.at)
+    risk = ahead.p_release < 0.5
+    text = ("warning", None, f"probability of release {ahead.p_release:.2f}", "see the forecast; consider to intervene")
+    desk, more = alarms(desk, "release_at_risk", {"release_at_risk": text} if risk else {}, plan.at)
+    return desk, running, [*outputs, *said, *more]
+
+
+def _acknowledged(desk: Desk, message: Ack) -> Told:
+    text = (
+        "warning",
+        None,
+        f"override {message.cmd_id} refused: {message.reason}"[:400],
+        "the edge keeps to its recipe",
+    )
+    return alarms(desk, "override_refused", {} if message.accepted else {"override_refused": text}, message.at)

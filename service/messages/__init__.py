@@ -1,0 +1,67 @@
+"""The wire: schema classes of the MQTT interface, strict decoding, canonical encoding, conversion to facts.
+
+`base` holds types and reason codes, `incoming` and `outgoing` the messages, `codec` bytes, `facts` days and units.
+"""
+
+from __future__ import annotations
+
+from service.messages.base import MAX_BYTES, REASONS, ROOT, Message, Mode, Rejected, is_id, parse_time, time_text
+from service.messages.codec import CLASSES, canonical_json, class_of, decode, decode_as, encode
+from service.messages.facts import (
+    control_fact,
+    control_message,
+    days,
+    event_fact,
+    event_message,
+    instant,
+    measurement_fact,
+    measurement_message,
+)
+from service.messages.incoming import (
+    INCOMING,
+    Ack,
+    ApproveQuery,
+    BatchEnd,
+    BatchStart,
+    Calibration,
+    EventMessage,
+    ForecastQuery,
+    Incoming,
+    MeasurementMessage,
+    MediumChange,
+    OperatorAction,
+    QueryMessage,
+    ReadBack,
+    StageChange,
+    StateQuery,
+    WhatIfQuery,
+)
+from service.messages.outgoing import (
+    OUTGOING,
+    Alarm,
+    Band,
+    Consistency,
+    Estimate,
+    ForecastMessage,
+    HarvestWindow,
+    Outgoing,
+    Override,
+    PlanMessage,
+    Quantity,
+    Rejection,
+    ReplyMessage,
+    Series,
+    StatusMessage,
+)
+
+__all__ = [
+    "CLASSES", "INCOMING", "MAX_BYTES", "OUTGOING", "REASONS", "ROOT",
+    "Ack", "Alarm", "ApproveQuery", "Band", "BatchEnd", "BatchStart", "Calibration", "Consistency", "Estimate",
+    "EventMessage", "ForecastMessage", "ForecastQuery", "HarvestWindow", "Incoming", "MeasurementMessage",
+    "MediumChange", "Message", "Mode", "OperatorAction", "Outgoing", "Override", "PlanMessage", "Quantity",
+    "QueryMessage", "ReadBack", "Rejected", "Rejection", "ReplyMessage", "Series", "StageChange", "StateQuery",
+    "StatusMessage", "WhatIfQuery",
+    "canonical_json", "class_of", "control_fact", "control_message", "days", "decode", "decode_as", "encode",
+    "event_fact", "event_message", "instant", "is_id", "measurement_fact", "measurement_message", "parse_time",
+    "time_text",
+]  # fmt: skip

@@ -1,0 +1,267 @@
+"""Journal -> desks: one fold for a restart (`resume`) and for the audit (`replay`).
+
+Every input row (started, received) goes through the same functions of `service.desk` as it did live; every row that
+the desk had said (decision, estimate, sent, rejected, note) is compared with what it says now, number for number. Only
+`seq` and `epoch`, which count a run's messages, are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from service.config import ServiceConfig
+from service.desk import ConfiguredOpening, Desk, Output, Settings, estimate, restarted, step, watch
+from service.journal import Entry, Journal, JournalError, Row
+from service.messages import ROOT, BatchStart, Rejected, canonical_json, decode
+from twin.config import ConfigError, parse
+
+SILENT = "alarm/edge_silent"
+"""What `watch` says; the row's own time is the time it looked."""
+
+SAID = frozenset({"decision", "estimate", "sent", "rejected", "note"})
+
+
+class Mismatch(NamedTuple):
+    """Where the journal and its recomputation differ."""
+
+    row: int  # of the journal; 0: said now, but not found in the journal
+    kind: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Fold:
+    """Desks on their way through a journal."""
+
+    desks: dict[str, Desk] = field(default_factory=dict)  # by unit
+    expected: dict[str, deque[Output]] = field(default_factory=dict)  # said now, not yet met in the journal
+    compared: Counter[str] = field(default_factory=Counter)  # rows found equal, by kind
+    mismatches: list[Mismatch] = field(default_factory=list)
+    received: int = 0
+
+    def take(self, row: Row, make: Callable[[ServiceConfig], Settings]) -> None:
+        """One row of a unit that is on a desk; rows of other units are passed over."""
+        if row.kind == "started":
+            config, epoch = read_started(row)
+            self.desks = {u: restarted(d, make(config), epoch) for u, d in self.desks.items()}
+            return
+        unit, suffix = place(row.topic)
+        desk = self.desks.get(unit)
+        if desk is None:
+            return
+        queue = self.expected.setdefault(unit, deque())
+        if row.kind == "received":
+            self.received += 1
+            self.desks[unit], said = step(desk, suffix, row.payload, row.at)
+            queue.extend(o for o in said if o.kind is not None)
+        elif row.kind in SAID and not (row.kind == "note" and suffix != "note"):
+            if row.kind == "estimate" and not any(o.kind == "estimate" for o in queue):
+                self.desks[unit], said = estimate(desk)
+                queue.extend(said)
+            elif suffix == SILENT and not any(o.suffix == SILENT for o in queue):
+                self.desks[unit], said = watch(desk, row.at)
+                queue.extend(said)
+            self._compare(row, suffix, queue.popleft() if queue else None)
+
+    def _compare(self, row: Row, suffix: str, output: Output | None) -> None:
+        if output is None:
+            self.mismatches.append(Mismatch(row.n, row.kind, f"{suffix}: nothing is said now"))
+        elif (output.kind, output.suffix) != (row.kind, suffix):
+            self.mismatches.append(Mismatch(row.n, row.kind, f"{suffix}: now {output.kind} {output.suffix}"))
+        elif (difference := _difference(row.payload, output.payload)) is not None:
+            self.mismatches.append(Mismatch(row.n, row.kind, f"{suffix}: {difference}"))
+        else:
+            self.compared[row.kind] += 1
+
+
+def settings_of(config: ServiceConfig) -> Settings:
+    """What a desk needs of a configuration."""
+    return Settings(config.mode, config.clock, config.futures, ConfiguredOpening(config))
+
+
+def started_entry(config: ServiceConfig, epoch: int, version: str, at: datetime) -> Entry:
+    """The row that begins every run of the service: whatever the desks depend on besides the messages."""
+    content = {"epoch": epoch, "version": version, "config": config.model_dump(mode="json")}
+    return Entry(at, "started", f"{ROOT}/{config.site}", canonical_json(content))
+
+
+def read_started(row: Row) -> tuple[ServiceConfig, int]:
+    """Configuration and epoch of a `started` row. Raises ConfigError when this version cannot read it."""
+    content = json.loads(row.payload)
+    return parse(ServiceConfig, content["config"], f"journal row {row.n} (configuration of that run)"), int(
+        content["epoch"]
+    )
+
+
+def place(topic: str) -> tuple[str, str]:
+    """Unit and suffix of a full topic."""
+    parts = topic.removeprefix(ROOT + "/").split("/", 2)
+    return (parts[1], parts[2]) if len(parts) == 3 else ("", "")
+
+
+class Begun(NamedTuple):
+    """A batch in the journal."""
+
+    batch: str
+    unit: str
+    row: int  # of the batch_start that was taken
+    finished: tuple[str, ...]  # batches of the unit before it
+
+
+def batches(journal: Journal) -> tuple[Begun, ...]:
+    """Every batch that was begun, in order."""
+    found: list[Begun] = []
+    starts: dict[tuple[str, str], int] = {}
+    for row in journal.rows():
+        unit, suffix = place(row.topic)
+        if row.kind == "received" and suffix == "event/batch_start":
+            try:
+                message = decode(suffix, row.payload)
+            except Rejected:
+                continue
+            if isinstance(message, BatchStart):
+                starts[unit, message.batch] = row.n
+        elif row.kind == "note" and suffix == "note":
+            said = json.loads(row.payload)
+            if said["note"] == "batch_started":
+                before = tuple(b.batch for b in found if b.unit == unit)
+                found.append(Begun(said["batch"], unit, starts[unit, said["batch"]], before))
+    return tuple(found)
+
+
+def fold(
+    journal: Journal, begun: Iterable[Begun], make: Callable[[ServiceConfig], Settings] = settings_of,
+    stop: int | None = None, progress: Callable[[int], None] = lambda rows: None,
+) -> Fold:  # fmt: skip
+    """Run the rows of `begun` batches (at most one a unit), each from its start to row `stop` (default: the last).
+
+    Raises ConfigError when a batch cannot be opened again, JournalError when the journal does not begin with a run.
+    """
+    wanted = {b.row: b for b in begun}
+    state, config, epoch = Fold(), None, 0
+    for row in journal.rows(stop=stop):
+        progress(1)
+        if row.kind == "started":
+            config, epoch = read_started(row)
+        if (start := wanted.get(row.n)) is not None:
+            if config is None:
+                raise JournalError(
+                    f"{journal.path}: row {row.n} comes before any run of the service; restore the journal"
+                )
+            site = row.topic.removeprefix(ROOT + "/").split("/")[0]
+            state.desks[start.unit] = Desk(site, start.unit, make(config), epoch, finished=start.finished)
+        state.take(row, make)
+        if start is not None and state.desks[start.unit].running is None:
+            said = json.loads(state.expected[start.unit][-1].payload)
+            raise ConfigError(
+                f"batch {start.batch!r} cannot be opened again: {said.get('reason')}: {said.get('detail')}"
+            )
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What a restarted service goes on from."""
+
+    desks: Mapping[str, Desk]  # by unit
+    unsaid: tuple[
+        tuple[str, Output], ...
+    ]  # (unit, output): concluded from received rows, but not journalled before the stop
+    mismatches: tuple[Mismatch, ...]  # decisions that this version would have taken otherwise
+
+
+def resume(journal: Journal, config: ServiceConfig, epoch: int) -> Resumed:
+    """The desks as they were when the service stopped, under the new epoch and configuration; newest batch of each unit.
+
+    The driver journals `unsaid` (as it is, before the row of `started_entry`), then publishes what is still valid of it.
+    """
+    newest = {b.unit: b for b in batches(journal)}
+    state = fold(journal, newest.values())
+    settings = settings_of(config)
+    desks = {u: restarted(d, settings, epoch) for u, d in state.desks.items()}
+    unsaid = tuple((u, o) for u, queue in state.expected.items() for o in queue)
+    return Resumed(desks, unsaid, tuple(state.mismatches))
+
+
+class Report(NamedTuple):
+    """Outcome of the audit of one batch."""
+
+    batch: str
+    unit: str
+    rows: int  # in the whole journal, all chained
+    head: str
+    received: int
+    compared: Mapping[str, int]  # rows found equal, by kind
+    unsaid: int  # said now, missing at the end of the journal: the service was stopped in between
+    mismatches: tuple[Mismatch, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.mismatches
+
+
+def replay(
+    journal: Journal, batch: str, unit: str | None = None, progress: Callable[[int], None] = lambda rows: None
+) -> Report:
+    """Recompute a batch from the journal (whose chain its opening has verified) and compare all that was said.
+
+    Raises ConfigError naming the known batches when `batch` is not there, or is there on several units and none is named.
+    """
+    known = batches(journal)
+    mine = [b for b in known if b.batch == batch and unit in (None, b.unit)]
+    if not mine:
+        names = ", ".join(dict.fromkeys(b.batch for b in known)) or "no batch at all"
+        raise ConfigError(f"{journal.path}: no batch {batch!r}{f' on unit {unit!r}' if unit else ''}; it holds {names}")
+    if len(mine) > 1:
+        raise ConfigError(
+            f"batch {batch!r} is on several units ({', '.join(b.unit for b in mine)}); name one with --unit"
+        )
+    begun = mine[0]
+    later = [b.row for b in known if b.unit == begun.unit and b.row > begun.row]
+    state = fold(journal, [begun], stop=min(later) - 1 if later else None, progress=progress)
+    left = state.expected.get(begun.unit, deque[Output]())
+    mismatches = list(state.mismatches)
+    if later and left:  # not the end of the journal: what is missing was never said
+        mismatches.extend(Mismatch(0, str(o.kind), f"{o.suffix}: said now, missing in the journal") for o in left)
+    return Report(
+        batch, begun.unit, journal.head.n, journal.head.hash, state.received, dict(state.compared), len(left), tuple(mismatches)
+    )  # fmt: skip
+
+
+def _difference(before: bytes, now: bytes) -> str | None:
+    """Where two payloads first differ, apart from `seq` and `epoch`; None when they are equal."""
+    if before == now:
+        return None
+    try:
+        old, new = json.loads(before), json.loads(now)
+    except ValueError:
+        return "one of the two is not JSON"
+    return _first(old, new, "")
+
+
+def _first(old: Any, new: Any, path: str) -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new} - ({"seq", "epoch"} if not path else set())):
+            if (found := _first(old.get(key), new.get(key), f"{path}.{key}")) is not None:
+                return found
+        return None
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return next(
+            (f for k, (a, b) in enumerate(zip(old, new, strict=True)) if (f := _first(a, b, f"{path}[{k}]"))), None
+        )
+    return (
+        None
+        if old == new and type(old) is type(new)
+        else f"{path.lstrip('.')}: {str(old)[:60]} then, {str(new)[:60]} now"
+    )
+
+
+__all__ = [
+    "Begun", "Fold", "Mismatch", "Report", "Resumed", "batches", "fold", "place", "read_started", "replay", "resume",
+    "settings_of", "started_entry",
+]  # fmt: skip

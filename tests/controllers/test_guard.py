@@ -1,0 +1,398 @@
+"""The safety kernel: every gate closes, and stays closed for NaN and Inf."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controllers import guard
+from controllers.guard import (
+    Command,
+    Grounds,
+    GuardSettings,
+    Readback,
+    belief_fault,
+    channel_fault,
+    judge,
+    plan_fault,
+    readback_fault,
+    resimulation_fault,
+    shift,
+    within,
+)
+from controllers.plan import Plan
+from twin.bioreactor import Control, State
+from twin.evidence import Reading
+from twin.process import Limits
+
+S = GuardSettings()
+X = State(5.0, 5.0, 1.0, 20.0, 5.0, 4.0, 1.0, 100.0, 8.0, 0.05, 25.0, 0.9, 1.0)
+U = Control(0.5, 0.01, 0.0, 300.0)
+BAD = st.sampled_from([math.nan, math.inf, -math.inf])
+
+
+def plan(**changes: object) -> Plan:
+    base = Plan(4.0, 0.25, (U, U, U), (X, X, X, X), "solved", 1.0, 6.0, "mpc", "fine")
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def grounds(**changes: object) -> Grounds:
+    names = ("viable", "glucose", "mu_max", "ph_offset")
+    mean = [math.log(10.0), math.log(20.0), math.log(0.8), 0.01]
+    cov = [[0.01 if i == j else 0.001 for j in range(4)] for i in range(4)]
+    fresh = Reading(1.0, 3.9, 3.95)
+    base = Grounds(
+        now=4.0,
+        names=names,
+        mean=mean,
+        cov=cov,
+        medians={"mu_max": 0.8},
+        readings={"viable_density": fresh, "glucose": fresh, "lactate": fresh},
+        stale_after={"viable_density": 2.0, "glucose": 2.0, "lactate": 2.0, "raman_lactate": 0.25},
+        readbacks={a: Readback(r, 3.9, False) for a, r in zip(Control._fields, U, strict=True)},
+        commands={},
+        applied=list(U),
+        limits=Limits(),
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def faithful(p: Plan) -> Sequence[State]:
+    return p.states
+
+
+def code(fault: guard.Fault | None) -> str | None:
+    return None if fault is None else fault.code
+
+
+# --- the kernel itself ---------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_imports_nothing_but_the_standard_library() -> None:
+    tree = ast.parse(Path(guard.__file__).read_text(encoding="utf-8"))
+    imported = {n.module for n in tree.body if isinstance(n, ast.ImportFrom)} | {
+        a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names
+    }
+    assert imported == {"__future__", "math", "collections.abc", "dataclasses", "typing"}
+
+
+@given(BAD, st.floats(allow_nan=True), st.floats(allow_nan=True))
+def test_nothing_not_finite_is_within_anything(value: float, low: float, high: float) -> None:
+    assert not within(value, low, high)
+
+
+@given(st.floats(-1e9, 1e9), BAD)
+def test_a_bound_that_is_nan_admits_nothing(value: float, bad: float) -> None:
+    assert within(value, -1e9, 1e9)
+    if math.isnan(bad):
+        assert not within(value, bad, 1e9)
+        assert not within(value, -1e9, bad)
+
+
+# --- belief --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_belief_passes() -> None:
+    assert belief_fault(grounds(), S) is None
+
+
+@given(st.integers(0, 3), st.one_of(BAD, st.floats(60, 1e300), st.floats(-1e300, -60)))
+def test_an_impossible_mean_is_refused(i: int, value: float) -> None:
+    mean = list(grounds().mean)
+    mean[i] = value
+    assert code(belief_fault(grounds(mean=mean), S)) == "belief_range"
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.one_of(BAD, st.floats(26, 1e300), st.floats(-1e300, -26)))
+def test_an_impossible_covariance_is_refused(i: int, j: int, value: float) -> None:
+    cov = [list(row) for row in grounds().cov]
+    cov[i][j] = value
+    assert code(belief_fault(grounds(cov=cov), S)) == ("belief_variance" if i == j else "belief_covariance")
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e-6])
+def test_a_unit_slip_of_a_million_in_the_parameters_is_refused(factor: float) -> None:
+    mean = list(grounds().mean)
+    mean[2] += math.log(factor)
+    assert code(belief_fault(grounds(mean=mean), S)) == "belief_range"
+
+
+def test_a_density_in_cells_per_ml_is_refused() -> None:
+    mean = list(grounds().mean)
+    mean[0] += math.log(1e6)
+    assert code(belief_fault(grounds(mean=mean), S)) == "belief_range"
+
+
+def test_a_misshapen_belief_or_time_is_refused() -> None:
+    assert code(belief_fault(grounds(mean=[0.0]), S)) == "belief_shape"
+    for now in (math.nan, -0.1, math.inf):
+        assert code(belief_fault(grounds(now=now), S)) == "time_impossible"
+
+
+# --- channels ------------------------------------------------------------------------------------------------------
+
+
+def test_fresh_channels_pass_and_one_of_a_group_is_enough() -> None:
+    assert channel_fault(grounds(), S) is None
+    readings = dict(grounds().readings)
+    readings["raman_lactate"] = readings.pop("lactate")
+    assert channel_fault(grounds(readings=readings), S) is None
+
+
+@given(st.one_of(BAD, st.floats(-100, 1.99), st.floats(4.01, 100)))
+def test_a_stale_or_future_sample_closes(sampled: float) -> None:
+    readings = {**grounds().readings, "viable_density": Reading(1.0, sampled, 3.95)}
+    assert code(channel_fault(grounds(readings=readings), S)) == "stale_viable_density"
+
+
+@given(st.one_of(BAD, st.floats(4.01, 100)))
+def test_a_value_received_in_the_future_closes(received: float) -> None:
+    readings = {**grounds().readings, "viable_density": Reading(1.0, 3.9, received)}
+    assert code(channel_fault(grounds(readings=readings), S)) == "stale_viable_density"
+
+
+def test_a_missing_channel_or_an_unknown_limit_closes() -> None:
+    readings = {k: v for k, v in grounds().readings.items() if k != "glucose"}
+    assert code(channel_fault(grounds(readings=readings), S)) == "stale_glucose"
+    assert code(channel_fault(grounds(stale_after={}), S)) == "stale_viable_density"
+
+
+# --- read-backs ----------------------------------------------------------------------------------------------------
+
+
+def test_fresh_readbacks_pass() -> None:
+    assert readback_fault(grounds(), plan(), S) is None
+
+
+def test_a_pump_that_never_reported_matters_only_if_it_shall_move() -> None:
+    silent = {k: v for k, v in grounds().readbacks.items() if k != "feed"}
+    assert code(readback_fault(grounds(readbacks=silent), plan(), S)) == "readback_feed"
+    still = U._replace(feed=0.0)
+    assert readback_fault(grounds(readbacks=silent), plan(controls=(still,)), S) is None
+
+
+@given(st.one_of(BAD, st.floats(-100, 3.49), st.floats(4.01, 100)))
+def test_a_stale_or_future_readback_closes(at: float) -> None:
+    readbacks = {**grounds().readbacks, "perfusion": Readback(0.5, at, False)}
+    assert code(readback_fault(grounds(readbacks=readbacks), plan(), S)) == "readback_perfusion"
+
+
+@given(st.one_of(BAD, st.floats(-100, -1e-9)))
+def test_an_impossible_readback_closes(rate: float) -> None:
+    readbacks = {**grounds().readbacks, "perfusion": Readback(rate, 3.9, False)}
+    assert code(readback_fault(grounds(readbacks=readbacks), plan(), S)) == "readback_perfusion"
+
+
+@pytest.mark.parametrize(
+    ("rate", "answers", "at", "expected"),
+    [
+        (0.8, True, 3.9, None),  # as commanded
+        (0.75, True, 3.9, None),  # within tolerance
+        (0.5, True, 3.9, None),  # slewed or capped, on the way
+        (0.0, True, 3.9, "mismatch_perfusion"),  # clogged
+        (1.6, True, 3.9, "mismatch_perfusion"),  # runs away
+        (0.0, False, 3.9, None),  # not an answer: the recipe or the operator, a fact
+        (0.0, True, 3.6, None),  # before the command
+    ],
+)
+def test_a_pump_that_does_not_do_what_it_accepted_closes(
+    rate: float, answers: bool, at: float, expected: str | None
+) -> None:
+    g = grounds(
+        readbacks={**grounds().readbacks, "perfusion": Readback(rate, at, answers)},
+        commands={"perfusion": Command(0.5, 0.8, 3.75, 4.04)},
+    )
+    assert code(readback_fault(g, plan(), S)) == expected
+
+
+# --- plans ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_plan_passes() -> None:
+    assert plan_fault(grounds(), plan()) is None
+    assert plan_fault(grounds(), plan(harvest_at=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"status": "failed"}, "unsolved"),
+        ({"status": "not_run", "detail": ""}, "unsolved"),
+        ({"controls": ()}, "plan_shape"),
+        ({"states": (X,)}, "plan_shape"),
+        ({"issued_at": 3.0}, "plan_time"),
+        ({"issued_at": math.nan}, "plan_time"),
+        ({"step": 0.0}, "plan_time"),
+        ({"step": math.inf}, "plan_time"),
+        ({"cost": math.nan}, "plan_cost"),
+        ({"cost": math.inf}, "plan_cost"),
+        ({"harvest_at": 3.0}, "plan_harvest"),
+        ({"harvest_at": math.nan}, "plan_harvest"),
+        ({"controls": (U, U._replace(perfusion=1.2), U)}, "plan_step"),
+        ({"controls": (U._replace(perfusion=1.1), U, U)}, "plan_step"),
+    ],
+)
+def test_a_plan_that_is_not_one_is_refused(changes: dict[str, object], expected: str) -> None:
+    assert code(plan_fault(grounds(), plan(**changes))) == expected
+
+
+@given(
+    st.integers(0, 2), st.sampled_from(Control._fields), st.one_of(BAD, st.floats(601, 1e300), st.floats(-1e300, -1e-3))
+)
+def test_a_rate_outside_its_limits_is_refused(k: int, actuator: str, rate: float) -> None:
+    controls = [U, U, U]
+    controls[k] = U._replace(**{actuator: rate})
+    assert code(plan_fault(grounds(), plan(controls=tuple(controls)))) == "plan_range"
+
+
+@given(
+    st.integers(0, 3), st.sampled_from(State._fields), st.one_of(BAD, st.floats(2e5, 1e300), st.floats(-1e300, -1e-3))
+)
+def test_an_impossible_state_is_refused(k: int, name: str, value: float) -> None:
+    states = [X, X, X, X]
+    states[k] = X._replace(**{name: value})
+    assert code(plan_fault(grounds(), plan(states=tuple(states)))) == "plan_state"
+
+
+# --- re-simulation -------------------------------------------------------------------------------------------------
+
+
+def test_a_confirmed_plan_passes_and_a_contradicted_one_does_not() -> None:
+    lim = Limits()
+    assert resimulation_fault(plan(), (X, X, X, X), lim, S) is None
+    assert code(resimulation_fault(plan(), (X, X), lim, S)) == "resimulation"
+    other = X._replace(car_positive=6.0)
+    assert code(resimulation_fault(plan(), (X, X, other, X), lim, S)) == "resimulation"
+    assert resimulation_fault(plan(status="shifted"), (X, X, other, X), lim, S) is None
+
+
+@given(st.integers(0, 3), st.sampled_from(State._fields), st.one_of(BAD, st.floats(-1e300, -1e-9)), st.booleans())
+def test_a_simulation_that_breaks_down_refuses_the_plan(k: int, name: str, value: float, shifted: bool) -> None:
+    again = [X, X, X, X]
+    again[k] = X._replace(**{name: value})
+    p = plan(status="shifted" if shifted else "solved")
+    assert code(resimulation_fault(p, again, Limits(), S)) == "resimulation"
+
+
+@pytest.mark.parametrize(("name", "value"), [("lactate", 30.5), ("ammonia", 6.5), ("glucose", 0.9), ("volume", 1.2)])
+def test_a_hard_limit_on_the_way_refuses_the_plan(name: str, value: float) -> None:
+    beyond = X._replace(**{name: value})
+    states = (X, X, beyond, X)
+    fault = resimulation_fault(plan(states=states), states, Limits(volume_max=1.05), S)
+    assert code(fault) == "limit"
+    assert name in str(fault)
+
+
+def test_a_state_that_starts_beyond_a_limit_may_stay_but_not_worsen() -> None:
+    high = X._replace(lactate=35.0)
+    better, worse = X._replace(lactate=33.0), X._replace(lactate=36.5)
+    for end, expected in ((better, None), (worse, "limit")):
+        states = (high, high, high, end)
+        assert code(resimulation_fault(plan(states=states), states, Limits(), S)) == expected
+
+
+# --- the verdict ---------------------------------------------------------------------------------------------------
+
+OLD = replace(plan(), issued_at=3.75)
+
+
+def test_a_sound_plan_is_accepted() -> None:
+    verdict = judge(grounds(), plan(), None, faithful, S)
+    assert verdict == (plan(), True, ())
+
+
+def test_doubtful_grounds_refuse_even_a_sound_plan_and_its_predecessor() -> None:
+    for changes, expected in (
+        ({"mean": [math.nan] * 4}, "belief_range"),
+        ({"readings": {}}, "stale_viable_density"),
+        ({"readbacks": {}}, "readback_perfusion"),
+    ):
+        verdict = judge(grounds(**changes), plan(), OLD, faithful, S)
+        assert (verdict.accepted, verdict.faults[0].code) == (False, expected)
+        assert verdict.plan == plan()  # the plan itself is sound: it may warm-start the next
+
+
+def test_doubtful_grounds_and_an_unsound_plan_give_a_failed_plan() -> None:
+    verdict = judge(grounds(readings={}), plan(cost=math.nan), OLD, faithful, S)
+    assert (verdict.accepted, verdict.plan.status) == (False, "failed")
+    already = judge(grounds(readings={}), plan(status="failed", detail="no"), OLD, faithful, S)
+    assert already.plan.detail == "no"
+
+
+def test_a_failed_solve_falls_back_to_the_last_plan_once_then_lapses() -> None:
+    failed = plan(status="failed", controls=(), states=(), detail="infeasible")
+    first = judge(grounds(), failed, OLD, faithful, S)
+    assert (first.accepted, first.plan.status, first.plan.issued_at) == (True, "shifted", 4.0)
+    assert first.plan.controls == OLD.controls[1:]
+    second = judge(grounds(now=4.25, readings=_later()), replace(failed, issued_at=4.25), first.plan, faithful, S)
+    assert (second.accepted, [f.code for f in second.faults]) == (False, ["unsolved", "lapse"])
+    assert second.plan.status == "failed"
+
+
+def _later() -> dict[str, Reading]:
+    return {k: Reading(1.0, 4.2, 4.2) for k in grounds().readings}
+
+
+def test_without_a_predecessor_a_failed_solve_lapses_at_once() -> None:
+    verdict = judge(grounds(), plan(status="failed"), None, faithful, S)
+    assert [f.code for f in verdict.faults] == ["unsolved", "lapse"]
+
+
+def test_a_predecessor_is_held_to_the_same_gates() -> None:
+    failed = plan(status="failed")
+    souring = lambda p: (*p.states[:-1], X._replace(lactate=31.0))  # noqa: E731
+    verdict = judge(grounds(), failed, OLD, souring, S)
+    assert [f.code for f in verdict.faults] == ["unsolved", "limit"]
+    blind = judge(grounds(readbacks={}), failed, OLD, faithful, S)
+    assert [f.code for f in blind.faults] == ["unsolved", "readback_perfusion"]
+
+
+def test_an_unconfirmed_plan_never_leaves() -> None:
+    drifting = lambda p: tuple(x._replace(dead=x.dead * 1.5) for x in p.states)  # noqa: E731
+    verdict = judge(grounds(), plan(), None, drifting, S)
+    assert (verdict.accepted, verdict.plan.status, verdict.faults[0].code) == (False, "failed", "resimulation")
+
+
+@pytest.mark.parametrize(
+    ("changes", "now"),
+    [
+        ({"controls": (U,), "states": (X, X)}, 4.25),
+        ({"status": "shifted"}, 4.25),
+        ({}, 4.0),
+        ({}, 4.5),
+        ({}, math.nan),
+    ],
+)
+def test_only_a_solved_plan_of_the_last_step_can_be_shifted(changes: dict[str, object], now: float) -> None:
+    assert shift(plan(**changes), now) is None
+    assert shift(plan(), 4.25) is not None
+
+
+@given(
+    st.lists(st.floats(), min_size=4, max_size=4),
+    st.lists(st.floats(), min_size=4, max_size=4),
+    st.lists(st.floats(), min_size=13, max_size=13),
+    st.floats(),
+    st.floats(),
+)
+def test_whatever_comes_in_only_finite_rates_within_limits_leave(
+    mean: list[float], rates: list[float], state: list[float], cost: float, sampled: float
+) -> None:
+    g = grounds(mean=mean, readings={k: Reading(1.0, sampled, sampled) for k in grounds().readings})
+    p = plan(controls=(Control(*rates),) * 3, states=(X, State(*state), X, X), cost=cost)
+    verdict = judge(g, p, None, faithful, S)
+    if verdict.accepted:
+        lim = g.limits
+        for rate, top in zip(
+            p.controls[0], (lim.perfusion_max, lim.feed_max, lim.bleed_max, lim.cytokine_dose_max), strict=True
+        ):
+            assert -1e-6 <= rate <= top * (1 + 1e-6) + 1e-6
+    else:
+        assert verdict.faults

@@ -1,0 +1,344 @@
+"""The journal: what is acknowledged stays, what was changed is found, and what cannot be trusted is refused in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from service.journal import FILE, Entry, Head, Journal, JournalError, Row
+from service.verify import Broken, verify
+from service.verify import main as verify_main
+
+T0 = datetime(2026, 11, 21, 6, 0, 0, 123_456, tzinfo=UTC)
+
+
+def entry(k: int) -> Entry:
+    kind = ("received", "decision", "sent", "rejected", "note")[k % 5]
+    return Entry(T0 + timedelta(seconds=k), kind, f"celltwin/v1/a/u/{k}", b'{"k":%d}' % k + bytes([k % 256]))
+
+
+def written(folder: Path, n: int = 12) -> tuple[Row, ...]:
+    with Journal.open(folder) as journal:
+        return journal.append_many([entry(k) for k in range(n)])
+
+
+def tamper(folder: Path, *statements: str) -> None:
+    """Change a journal as somebody with a database shell would: triggers dropped, statement run."""
+    db = sqlite3.connect(folder / FILE)
+    for statement in ("DROP TRIGGER no_update", "DROP TRIGGER no_delete", *statements):
+        db.execute(statement)
+    db.commit()
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+
+
+def refused(folder: Path, anchor: Head | None = None) -> str:
+    with pytest.raises(JournalError) as error:
+        Journal.open(folder, create=False, anchor=anchor)
+    message = str(error.value)
+    assert "\n" not in message
+    assert FILE in message
+    return message
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    rows = written(tmp_path)
+    with Journal.open(tmp_path) as journal:
+        assert tuple(journal.rows()) == rows
+        assert [Entry(r.at, r.kind, r.topic, r.payload) for r in journal.rows()] == [entry(k) for k in range(12)]
+        assert journal.head == Head(12, rows[-1].hash)
+        assert [r.n for r in journal.rows(3, 5)] == [3, 4, 5]
+        assert journal.append(entry(12)).prev == rows[-1].hash
+        assert journal.append_many([]) == ()
+
+
+def test_it_is_durable_by_its_settings(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        assert journal._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        assert journal._db.execute("PRAGMA synchronous").fetchone()[0] == 2
+
+
+def test_rows_cannot_be_changed_through_the_database(tmp_path: Path) -> None:
+    written(tmp_path)
+    db = sqlite3.connect(tmp_path / FILE)
+    for statement in ("UPDATE row SET topic = 'x' WHERE n = 3", "DELETE FROM row WHERE n = 3"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            db.execute(statement)
+    db.close()
+
+
+@pytest.mark.parametrize("n", range(1, 13))
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE row SET at = '2026-11-22T06:00:00Z' WHERE n = {n}",
+        "UPDATE row SET kind = 'estimate' WHERE n = {n}",
+        "UPDATE row SET topic = topic || 'x' WHERE n = {n}",
+        "UPDATE row SET payload = x'00' WHERE n = {n}",
+        "UPDATE row SET payload = 'text' WHERE n = {n}",
+        "UPDATE row SET prev = hash WHERE n = {n}",
+        "UPDATE row SET hash = prev WHERE n = {n}",
+        "UPDATE row SET n = n + 100 WHERE n = {n}",
+        "DELETE FROM row WHERE n = {n}",
+    ],
+)
+def test_every_change_to_every_row_is_found(tmp_path: Path, change: str, n: int) -> None:
+    written(tmp_path)
+    tamper(tmp_path, change.format(n=n))
+    message = refused(tmp_path)
+    assert "restore" in message
+    with pytest.raises(Broken):
+        verify(tmp_path / FILE)
+
+
+def test_moved_text_between_columns_is_found(tmp_path: Path) -> None:
+    """The hash covers the fields, not their concatenation."""
+    written(tmp_path)
+    tamper(tmp_path, "UPDATE row SET kind = 'received', topic = 'celltwin/v1/a/u/' WHERE n = 6")
+    assert "row 6" in refused(tmp_path)
+
+
+def test_every_flipped_bit_of_the_payloads_is_found(tmp_path: Path) -> None:
+    written(tmp_path)
+    db = sqlite3.connect(tmp_path / FILE)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    path = tmp_path / FILE
+    good = path.read_bytes()
+    payloads = [entry(k).payload for k in range(12)]
+    for k in range(12):
+        position = good.find(payloads[k])
+        assert position > 0
+        bad = bytearray(good)
+        bad[position + 1] ^= 1 << (k % 8)
+        path.write_bytes(bad)
+        refused(tmp_path)
+    path.write_bytes(good)
+    Journal.open(tmp_path).close()
+
+
+def test_random_damage_to_the_file_never_passes_unseen(tmp_path: Path) -> None:
+    """Either the journal is refused, or the damage lay where nothing is stored and every row reads as it was."""
+    rows = written(tmp_path, 40)
+    db = sqlite3.connect(tmp_path / FILE)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    path, rng, found = tmp_path / FILE, random.Random(7), 0
+    good = path.read_bytes()
+    for _ in range(150):
+        bad = bytearray(good)
+        at = rng.randrange(len(good))
+        bad[at] ^= rng.randrange(1, 256)
+        path.write_bytes(bad)
+        try:
+            with Journal.open(tmp_path, create=False) as journal:
+                assert tuple(journal.rows()) == rows
+        except JournalError as error:
+            assert "\n" not in str(error)
+            found += 1
+        for leftover in tmp_path.glob(f"{FILE}-*"):
+            leftover.unlink()
+    assert found > 50
+
+
+@pytest.mark.parametrize("kept", [0, 10, 100, 4096, 5000, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
+    written(tmp_path, 200)
+    path = tmp_path / FILE
+    os.truncate(path, kept if kept >= 0 else path.stat().st_size - 4096)
+    refused(tmp_path)
+
+
+def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("batch,time_d,channel\n" * 500)
+    assert "not a database" in refused(tmp_path)
+
+
+def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / FILE)
+    db.execute("CREATE TABLE cats (name TEXT)")
+    db.commit()
+    db.close()
+    assert "not a journal" in refused(tmp_path)
+    db = sqlite3.connect(tmp_path / FILE)
+    assert db.execute("SELECT count(*) FROM cats").fetchone() == (0,)
+    db.close()
+
+
+def test_an_absent_journal_names_the_remedy(tmp_path: Path) -> None:
+    assert "--data" in refused(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match="cannot be made"):
+        Journal.open(tmp_path / "file" / "below")
+
+
+def test_rows_cut_off_together_with_the_head_are_found_by_an_anchor(tmp_path: Path) -> None:
+    rows = written(tmp_path)
+    head = Head(rows[-1].n, rows[-1].hash)
+    tamper(tmp_path, "DELETE FROM row WHERE n > 8", f"UPDATE head SET n = 8, hash = '{rows[7].hash}'")  # noqa: S608
+    Journal.open(tmp_path).close()  # consistent in itself: only the anchor tells
+    assert "rolled back" in refused(tmp_path, anchor=head)
+    with pytest.raises(Broken, match="rolled back"):
+        verify(tmp_path / FILE, (head.n, head.hash))
+
+
+def test_a_journal_that_went_on_still_holds_its_anchor(tmp_path: Path) -> None:
+    rows = written(tmp_path)
+    with Journal.open(tmp_path, anchor=Head(rows[4].n, rows[4].hash)) as journal:
+        journal.append(entry(12))
+    Journal.open(tmp_path, anchor=Head(rows[-1].n, rows[-1].hash)).close()
+    assert verify(tmp_path / FILE, (rows[4].n, rows[4].hash))[0] == 13
+
+
+def test_appending_is_all_or_nothing(tmp_path: Path) -> None:
+    rows = written(tmp_path)
+    with Journal.open(tmp_path) as journal:
+        bad = entry(13)._replace(topic=None)  # type: ignore[arg-type]
+        with pytest.raises((JournalError, AttributeError)):
+            journal.append_many([entry(12), bad])
+        assert tuple(journal.rows()) == rows
+        journal.append(entry(12))
+    Journal.open(tmp_path).close()
+
+
+def test_a_second_writer_is_refused_not_merged(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as first, Journal.open(tmp_path) as second:
+        first.append(entry(0))
+        with pytest.raises(JournalError, match="another process"):
+            second.append(entry(1))
+        first.append(entry(2))
+    with Journal.open(tmp_path) as journal:
+        assert [r.topic for r in journal.rows()] == [entry(0).topic, entry(2).topic]
+
+
+WRITER = """
+import resource, signal, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from service.journal import Entry, Journal, JournalError
+
+def entry(k):
+    return Entry(datetime.now(UTC), "received", f"celltwin/v1/a/u/{k}", b"x" * 1000)
+
+"""
+
+
+def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path, root: Path) -> None:
+    script = WRITER + (
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "journal = Journal.open(Path(sys.argv[1]))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "done = 0\n"
+        "try:\n"
+        "    while done < 2000:\n"
+        "        journal.append(entry(done))\n"
+        "        done += 1\n"
+        "except JournalError as error:\n"
+        "    print(done, 'cannot be written' in str(error))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=root)
+    done, worded = out.stdout.split()
+    assert worded == "True"
+    with Journal.open(tmp_path) as journal:
+        assert journal.head.n >= int(done) > 10
+
+
+def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, root: Path) -> None:
+    """A writer prints every row number after its commit and is killed at a random moment, eight times over."""
+    script = WRITER + (
+        "with Journal.open(Path(sys.argv[1])) as journal:\n"
+        "    while True:\n"
+        "        print(journal.append_many([entry(journal.head.n + k) for k in range(3)])[-1].n, flush=True)\n"
+    )
+    rng, acknowledged = random.Random(3), 0
+    for _ in range(8):
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+        assert writer.stdout is not None
+        first = writer.stdout.readline()
+        time.sleep(rng.uniform(0.0, 0.05))
+        writer.send_signal(signal.SIGKILL)
+        said = [first, *writer.stdout.read().splitlines()]
+        writer.wait()
+        writer.stdout.close()
+        acknowledged = max(acknowledged, *(int(n) for n in said if n.strip().isdigit()))
+        with Journal.open(tmp_path) as journal:
+            assert journal.head.n >= acknowledged
+            assert journal.head.n % 3 == 0  # a group is there as a whole or not at all
+    assert acknowledged > 50
+
+
+# --- export and the verifier that knows nothing of us ------------------------------------------------------------------
+
+
+def exported(folder: Path) -> Path:
+    written(folder)
+    stream = io.StringIO()
+    with Journal.open(folder) as journal:
+        assert journal.export(stream) == 12
+    path = folder / "export.jsonl"
+    path.write_text(stream.getvalue(), encoding="utf-8")
+    return path
+
+
+def test_the_export_verifies_and_holds_every_byte(tmp_path: Path) -> None:
+    path = exported(tmp_path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [bytes.fromhex(line["payload"]) for line in lines[:-1]] == [entry(k).payload for k in range(12)]
+    with Journal.open(tmp_path) as journal:
+        assert verify(path) == verify(tmp_path / FILE) == tuple(journal.head)
+
+
+@pytest.mark.parametrize("line", range(13))
+def test_every_line_missing_from_an_export_is_found(tmp_path: Path, line: int) -> None:
+    path = exported(tmp_path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:line] + lines[line + 1 :]))
+    with pytest.raises(Broken):
+        verify(path)
+
+
+def test_every_changed_value_of_an_export_is_found(tmp_path: Path) -> None:
+    path = exported(tmp_path)
+    lines = path.read_text().splitlines()
+    for k in range(12):
+        for key in ("n", "at", "kind", "topic", "payload", "prev", "hash"):
+            row = json.loads(lines[k])
+            row[key] = row[key] + 1 if key == "n" else "00" + str(row[key])
+            path.write_text("\n".join([*lines[:k], json.dumps(row), *lines[k + 1 :]]))
+            with pytest.raises(Broken):
+                verify(path)
+
+
+def test_the_verifier_stands_alone(tmp_path: Path, root: Path) -> None:
+    """Under 100 lines, standard library only, run by an interpreter that cannot see this program."""
+    source = root / "service" / "verify.py"
+    assert len(source.read_text().splitlines()) < 100
+    written(tmp_path)
+    command = [sys.executable, "-I", "-S", str(source), str(tmp_path / FILE)]
+    good = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
+    assert good.returncode == 0, good.stderr
+    assert "intact, 12 rows" in good.stdout
+    tamper(tmp_path, "UPDATE row SET payload = x'00' WHERE n = 7")
+    bad = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
+    assert (bad.returncode, "row 7" in bad.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["a", "b", "c"], 2), (["absent.sqlite"], 2), (["x", "nonsense"], 2)])
+def test_the_verifier_refuses_wrong_use(arguments: list[str], code: int) -> None:
+    assert verify_main(arguments) == code

@@ -1,0 +1,213 @@
+"""Recorded batches to the arrays that the donor fit reads. Everything that cannot be used is refused here, by name.
+
+A batch whose metadata say ``stage: activation`` or ``seed_train`` is a static culture and is fitted by its counts alone;
+every other batch is a bioreactor batch. Cells into and out of a stage stand in the metadata of the bioreactor batch as
+``cells_in_STAGE`` and ``cells_out_STAGE`` [1e9 cells].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from twin.bioreactor import State
+from twin.evidence import ACTUATORS, ControlApplied, Measurement
+from twin.process import Process
+from twin.records import RecordedBatch
+
+STATIC_STAGES = ("activation", "seed_train")
+COUNTS = "viable_density"
+FITTED = (COUNTS, "viability", "glucose", "lactate", "glutamine", "ammonia")
+"""Channels that the bioreactor stage is fitted to, where the batch has them."""
+
+MIN_DONORS = 4
+MIN_COUNTS = 4
+
+
+class FitError(ValueError):
+    """Data or a posterior that a donor prior must not rest on; one line with the remedy."""
+
+
+class Samples(NamedTuple):
+    """Readings of one channel, flat over batches."""
+
+    time: Float[np.ndarray, " n"]  # [d since inoculation]
+    column: Int[np.ndarray, " n"]  # which batch
+    value: Float[np.ndarray, " n"]  # canonical unit
+    sd: Float[np.ndarray, " n"]  # relative for counts and concentrations, in the unit for viability
+
+
+class StaticCultures(NamedTuple):
+    """Counts of activation and seed train."""
+
+    samples: Samples  # `column` counts cultures
+    donor: Int[np.ndarray, " c"]
+    lagging: Float[np.ndarray, " c"]  # 1: starts from rest (activation), 0: cells already grow
+    length: Float[np.ndarray, " c"]  # [d]
+
+
+class StageYields(NamedTuple):
+    """ln(cells out / cells in) of one stage, one entry a batch that counted both."""
+
+    name: str
+    expected: float  # median of the process description
+    spread: float  # of ln, over donors
+    ratio: Float[np.ndarray, " b"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FitData:
+    """What the hierarchical model conditions on."""
+
+    donors: tuple[str, ...]
+    batches: tuple[str, ...]  # bioreactor batches, one column each
+    donor_of: Int[np.ndarray, " d"]
+    horizon: float  # last bioreactor sample [d]
+    applied: tuple[tuple[ControlApplied, ...], ...]
+    initial: State  # of arrays [d]: first readings where there are any, else the process's expectation
+    samples: dict[str, Samples]
+    static: StaticCultures | None
+    yields: tuple[StageYields, ...]
+    sha256: str  # of all that was read
+
+    def controls(self, steps: int, span: float) -> Float[np.ndarray, "steps d 4"]:
+        """Mean rate of every actuator over each step: what was pumped in total is exact."""
+        out = np.zeros((steps, len(self.batches), len(ACTUATORS)))
+        edges = np.arange(steps + 1) * span
+        for column, facts in enumerate(self.applied):
+            for k, actuator in enumerate(ACTUATORS):
+                own = [(a.at, a.rate) for a in facts if a.actuator == actuator]
+                if own:
+                    at, rate = np.array(own).T
+                    pumped = np.concatenate([[0.0], np.cumsum(rate[:-1] * np.diff(at))])
+                    k0 = np.clip(np.searchsorted(at, edges, side="right") - 1, 0, None)
+                    total = np.where(edges >= at[0], pumped[k0] + rate[k0] * (edges - at[k0]), 0.0)
+                    out[:, column, k] = np.diff(total) / span
+        return out
+
+
+def prepare(batches: Sequence[RecordedBatch], process: Process) -> FitData:
+    """Check and arrange. Raises FitError naming the batch or donor and the remedy."""
+    reactor = [b for b in batches if b.metadata.get("stage", "bioreactor") not in STATIC_STAGES]
+    donors = tuple(sorted({b.donor for b in reactor}))
+    if len(donors) < MIN_DONORS:
+        raise FitError(
+            f"{len(donors)} donors with a bioreactor batch ({', '.join(donors) or 'none'}); a spread between donors needs at "
+            f"least {MIN_DONORS}: add donors, or condition on the preset prior instead of fitting"
+        )
+    for b in reactor:
+        counted = {m.sampled_at for m in b.final if m.channel == COUNTS and m.value > 0}
+        if len(counted) < MIN_COUNTS:
+            raise FitError(
+                f"batch {b.id!r} of donor {b.donor!r} has {len(counted)} positive {COUNTS} samples; at least {MIN_COUNTS} at "
+                "different times are needed: complete its counts or leave the batch out"
+            )
+        if not any(a.actuator in ACTUATORS and a.rate > 0 for a in b.actions) and process.recipe.cytokine_dose > 0:
+            raise FitError(
+                f"batch {b.id!r} has no perfusion, feed or cytokine_dose in its actions; process {process.name!r} is "
+                "perfused and dosed: give the actions table that goes with the measurements"
+            )
+    columns = {b.id: k for k, b in enumerate(reactor)}
+    samples = {c: s for c in FITTED if (s := _samples(c, reactor, columns, process)).time.size}
+    return FitData(
+        donors=donors,
+        batches=tuple(b.id for b in reactor),
+        donor_of=np.array([donors.index(b.donor) for b in reactor]),
+        horizon=float(max(s.time.max() for s in samples.values())),
+        applied=tuple(tuple(sorted(b.actions, key=lambda a: a.at)) for b in reactor),
+        initial=_initial(reactor, process),
+        samples=samples,
+        static=_static(batches, donors, process),
+        yields=_yields(reactor, process),
+        sha256=data_hash(batches),
+    )
+
+
+def data_hash(batches: Sequence[RecordedBatch]) -> str:
+    """SHA-256 over every fact of the batches, independent of their order in the file."""
+    text = sorted(f"{b.id}|{b.donor}|{sorted(b.metadata.items())}|{b.measurements!r}|{b.actions!r}" for b in batches)
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+def _sd(m: Measurement, process: Process) -> float:
+    default = process.sensors[m.channel].sd if m.channel in process.sensors else None
+    if m.sd is None or m.sd <= 0:
+        if default is None:
+            raise FitError(f"no noise is known for channel {m.channel!r}: give `sd`, or a sensor set that has it")
+        return default
+    return m.sd if m.channel == "viability" else m.sd / max(m.value, 1e-9)
+
+
+def _samples(channel: str, batches: Sequence[RecordedBatch], columns: dict[str, int], process: Process) -> Samples:
+    """All readings but an analyte's first one a batch, which is where the trajectory starts."""
+    rows: list[tuple[float, int, float, float]] = []
+    for b in batches:
+        own = [m for m in b.final if m.channel == channel]
+        skip_first = channel not in (COUNTS, "viability")
+        first = min((m.sampled_at for m in own), default=0.0)
+        rows += [
+            (m.sampled_at, columns[b.id], m.value, _sd(m, process))
+            for m in own
+            if not (skip_first and m.sampled_at == first and first < 0.5)
+        ]
+    time, column, value, sd = (np.array(v) for v in zip(*rows, strict=True)) if rows else (np.array([]),) * 4
+    return Samples(time, column.astype(int), value, sd)
+
+
+def _initial(batches: Sequence[RecordedBatch], process: Process) -> State:
+    """Start of every batch: analyte and CAR+ readings of the first half day plugged in, the rest as the process expects.
+
+    A plug-in carries its reading's error (4-8 %) into the start; dilution and uptake forget it within about a day.
+    """
+    n = len(batches)
+    fields = {name: np.full(n, float(value)) for name, value in process.initial._asdict().items()}
+    share = np.full(n, float(process.initial.car_fraction))
+    for k, b in enumerate(batches):
+        for m in sorted(b.final, key=lambda m: -m.sampled_at):
+            if m.sampled_at < 0.5 and m.channel in ("glucose", "lactate", "glutamine", "ammonia"):
+                fields[m.channel][k] = max(m.value, 1e-3)
+            elif m.channel == "car_fraction":
+                share[k] = min(max(m.value, 0.02), 0.98)
+        volume = b.metadata.get("volume_l")
+        fields["volume"][k] = float(volume) if isinstance(volume, float) else fields["volume"][k]
+    viable = fields["car_positive"] + fields["car_negative"]
+    fields["car_positive"], fields["car_negative"] = viable * share, viable * (1.0 - share)
+    return State(**fields)
+
+
+def _static(batches: Sequence[RecordedBatch], donors: tuple[str, ...], process: Process) -> StaticCultures | None:
+    cultures = [
+        b for b in batches
+        if b.metadata.get("stage") in STATIC_STAGES and b.donor in donors
+        and len({m.sampled_at for m in b.final if m.channel == COUNTS and m.value > 0}) >= 2
+    ]  # fmt: skip
+    if not cultures:
+        return None
+    samples = _samples(COUNTS, cultures, {b.id: k for k, b in enumerate(cultures)}, process)
+    return StaticCultures(
+        samples,
+        np.array([donors.index(b.donor) for b in cultures]),
+        np.array([1.0 if b.metadata["stage"] == "activation" else 0.0 for b in cultures]),
+        np.array([samples.time[samples.column == k].max() for k in range(len(cultures))]),
+    )
+
+
+def _yields(batches: Sequence[RecordedBatch], process: Process) -> tuple[StageYields, ...]:
+    out: list[StageYields] = []
+    for stage in process.stages:
+        pairs = [(b.id, b.metadata.get(f"cells_in_{stage.name}"), b.metadata.get(f"cells_out_{stage.name}")) for b in batches]
+        ratios: list[float] = []
+        for name, into, outof in pairs:
+            if into is None or outof is None:
+                continue
+            if not isinstance(into, (int, float)) or not isinstance(outof, (int, float)) or min(into, outof) <= 0:
+                raise FitError(f"batch {name!r}: cells_in_{stage.name} and cells_out_{stage.name} must be numbers above 0")
+            ratios.append(float(np.log(outof / into)))
+        if len(ratios) >= MIN_DONORS:
+            out.append(StageYields(stage.name, stage.yield_mean, stage.yield_sd_ln, np.array(ratios)))
+    return tuple(out)
