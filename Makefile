@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+MODULES = $(shell find twin controllers simulators service -name '*.py' ! -name '__main__.py' | sed 's|/__init__.py||; s|\.py$$||; s|/|.|g' | sort)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 # one thread a process: two cores are better used by two processes, and bits do not depend on the machine's core count
 export OMP_NUM_THREADS ?= 1
@@ -35,7 +36,7 @@ format: $(VENV)/.dev ## format and mend what the linter can mend
 	@$(BIN)/ruff format .
 
 docs: $(VENV)/.dev ## reference pages from the docstrings, into site/
-	@$(BIN)/pdoc --math --docformat google --output-directory site twin controllers simulators service
+	@$(BIN)/python -W ignore -m pdoc --math --docformat google --output-directory site $(MODULES)
 	@echo "open site/index.html"
 
 bench: $(VENV)/.dev ## benchmarks

@@ -23,6 +23,9 @@ HUGE = 1e12
 ROUND = 1e-6
 """Rounding allowance of bounds and times: what an interior-point solution may exceed its bounds by."""
 
+LONGEST = 1000
+"""Most steps of a plan."""
+
 STATE_RANGE: Mapping[str, tuple[float, float]] = {
     "car_positive": (1e-10, 500.0), "car_negative": (1e-10, 500.0), "dead": (1e-10, 500.0), "glucose": (1e-7, 600.0),
     "lactate": (1e-7, 300.0), "glutamine": (1e-7, 100.0), "ammonia": (1e-7, 100.0), "cytokine": (1e-7, 1e5),
@@ -31,7 +34,7 @@ STATE_RANGE: Mapping[str, tuple[float, float]] = {
 }  # fmt: skip
 """Where the 13 states can lie at all, in the units of `twin.bioreactor.State`."""
 
-COORDINATE_RANGE: Mapping[str, tuple[float, float]] = {**STATE_RANGE, "viable": (1e-10, 500.0), "car_odds": (1e-9, 1e9)}
+COORDINATE_RANGE: Mapping[str, tuple[float, float]] = {**STATE_RANGE, "viable": (1e-5, 500.0), "car_odds": (1e-6, 1e6)}
 """The same for the coordinates whose logarithms a belief holds."""
 
 
@@ -188,7 +191,7 @@ def plan_fault(g: Grounds, plan: Plan) -> Fault | None:
     """A plan that is unsolved, misshapen, dated wrongly, non-finite or outside the operating limits."""
     if plan.status not in ("solved", "shifted"):
         return Fault("unsolved", plan.detail or plan.status)
-    if len(plan.controls) < 1 or len(plan.states) != len(plan.controls) + 1:
+    if not (1 <= len(plan.controls) <= LONGEST and len(plan.states) == len(plan.controls) + 1):
         return Fault("plan_shape", f"{len(plan.controls)} controls and {len(plan.states)} states")
     if not (within(plan.issued_at, g.now - ROUND, g.now + ROUND) and within(plan.step, ROUND, 10.0)):
         return Fault("plan_time", f"issued at day {plan.issued_at} with step {plan.step}, now is day {g.now}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from controllers.guard import Command, Grounds, GuardSettings, Readback, Verdict, judge
+from controllers.guard import Command, Grounds, GuardSettings, Readback, Verdict, belief_fault, judge
 from controllers.plan import Decision, Plan, Policy, Situation
 from controllers.recipes import recipe_control
 from controllers.rollout import resimulate
@@ -45,6 +45,7 @@ def situate(batch: Batch, now: float, belief: Belief) -> Situation:
     """All that a policy may look at, at `now` [d]."""
     readings = latest(batch, now)
     theta = batch.process.theta._replace(medium=medium_at(batch, now))
+    pumped = any(a.actuator == "perfusion" and a.at < now for a in batch.applied)
     return Situation(
         now=now,
         belief=belief,
@@ -53,7 +54,7 @@ def situate(batch: Batch, now: float, belief: Belief) -> Situation:
         applied=control_at(batch, now),
         recipe=recipe_control(batch.process.recipe, now, readings),
         process=replace(batch.process, theta=theta),
-        medium_used=perfused(batch, now),
+        medium_used=perfused(batch, now) if pumped else 0.0,
     )
 
 
@@ -75,15 +76,14 @@ def decide(
         belief = believe_at(batch, now)
         situation = situate(batch, now, belief)
         grounds = _grounds(batch, situation, last)
-        plan = _propose(policy, situation, previous)
+        doubt = belief_fault(grounds, settings)
+        plan = failed_plan(now, _name(policy), str(doubt)) if doubt else _propose(policy, situation, previous)
         verdict = judge(grounds, plan, previous, lambda p: resimulate(situation, p), settings)
     return _decision(situation, verdict, basis_of(batch, belief))
 
 
 def _propose(policy: Policy, situation: Situation, previous: Plan | None) -> Plan:
-    name = str(getattr(policy, "name", None) or getattr(policy, "__name__", "policy"))
-    if not situation.belief.finite:
-        return failed_plan(situation.now, name, "the belief is not finite: nothing to plan from")
+    name = _name(policy)
     try:
         plan = policy(situation, previous)
     except Exception as error:  # noqa: BLE001 - a user's policy may raise anything; failure is a value here
@@ -92,6 +92,10 @@ def _propose(policy: Policy, situation: Situation, previous: Plan | None) -> Pla
         return _plain(plan)
     except Exception as error:  # noqa: BLE001 - likewise for whatever it returned
         return failed_plan(situation.now, name, f"the policy returned no usable plan ({type(error).__name__}: {error})")
+
+
+def _name(policy: Policy) -> str:
+    return str(getattr(policy, "name", None) or getattr(policy, "__name__", "policy"))
 
 
 def _plain(plan: Plan) -> Plan:

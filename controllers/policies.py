@@ -16,6 +16,9 @@ from twin.transition import advance_many, flat
 STEP = 0.25
 """Length of a plan's step [d]."""
 
+HORIZON = 56
+"""Most steps of a plan: 14 days."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecipePolicy:
@@ -42,7 +45,7 @@ class RecipePolicy:
         controls: list[Control] = []
         states = [x]
         before = float(s.applied.perfusion)
-        for k in range(max(1, round((recipe.harvest_latest - s.now) / STEP))):
+        for k in range(min(max(1, round((recipe.harvest_latest - s.now) / STEP)), HORIZON)):
             t = s.now + k * STEP
             if k:
                 if harvest_at is None and float(x.viable_cells) >= recipe.harvest_cells:

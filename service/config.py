@@ -100,7 +100,7 @@ class ServiceConfig(_Root):
     policy: str = "mpc"  # or a recipe's name
     filter: Literal["ukf", "ekf"] = "ukf"
     prior: Path | None = None  # donor-prior artefact; null: the preset's published spreads
-    mpc: dict[str, float | None] = {}  # fields of `controllers.mpc.MpcSettings` and its prices
+    mpc: dict[str, int | float | None] = {}  # fields of `controllers.mpc.MpcSettings` and its prices
     futures: int = Field(default=200, ge=20, le=20_000)  # size of the forecast ensemble
     sensors: str | None = None  # entry or file; null: the process's own
     limits: str | None = None  # entry or file; null: the process's own

@@ -14,6 +14,7 @@ import queue
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,7 @@ class Link:
         self._own_retained = own_retained
         self._link, self._up, self._refused, self._closing = 0, threading.Event(), "", False
         self._client: paho.Client | None = None
+        self._unconfirmed, self._lock = 0, threading.Lock()
         self.v5 = True
 
     def connect(self, timeout: float = 10.0) -> None:
@@ -180,7 +182,18 @@ class Link:
         if self.v5 and posting.expiry is not None:
             properties = Properties(PacketTypes.PUBLISH)
             properties.MessageExpiryInterval = max(1, min(posting.expiry, 2**32 - 1))
+        with self._lock:
+            self._unconfirmed += 1
         return self._client.publish(posting.topic, posting.payload, qos=1, retain=posting.retain, properties=properties)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until the broker has confirmed all that was published; False after `timeout` seconds or on a lost link."""
+        deadline = time.monotonic() + timeout
+        while self._unconfirmed > 0:
+            if time.monotonic() > deadline or not self._up.is_set():
+                return False
+            time.sleep(0.005)
+        return True
 
     def acknowledge(self, received: Received) -> None:
         """Tell the broker that this message is safe with us. Of an earlier link: nothing to do, it comes again."""
@@ -199,13 +212,14 @@ class Link:
         return got
 
     def close(self, farewell: Sequence[Posting] = (), timeout: float = 5.0) -> None:
-        """Say goodbye in order: `farewell` is sent (the last will is not), then the connection ends."""
+        """Say goodbye in order: all that waits and `farewell` is sent (the last will is not), then the connection ends."""
         client = self._client
         if client is None:
             return
-        for info in [self.publish(posting) for posting in farewell if self._up.is_set()]:
-            with contextlib.suppress(RuntimeError, ValueError):
-                info.wait_for_publish(timeout)
+        if self._up.is_set():
+            for posting in farewell:
+                self.publish(posting)
+            self.flush(timeout)
         self._closing = True
         client.disconnect()
         client.loop_stop()
@@ -230,6 +244,7 @@ class Link:
             client.will_set(self._will.topic, self._will.payload, qos=1, retain=self._will.retain)
         client.on_socket_open = _no_delay
         client.on_connect, client.on_disconnect, client.on_message = self._on_connect, self._on_disconnect, self._on_message
+        client.on_publish = self._on_publish
         return client
 
     def _session(self) -> dict[str, Any]:
@@ -262,6 +277,10 @@ class Link:
         self._up.clear()
         if lost:
             self._note(f"broker {self.address}: connection lost ({reason}); trying again")
+
+    def _on_publish(self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
+        with self._lock:
+            self._unconfirmed -= 1
 
     def _on_message(self, client: paho.Client, userdata: Any, m: paho.MQTTMessage) -> None:
         self.inbox.put(Received(_topic(m), bytes(m.payload), bool(m.retain), bool(m.dup), m.qos, m.mid, self._link))

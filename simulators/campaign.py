@@ -80,7 +80,7 @@ def row_of(result: BatchResult, job: Job) -> dict[str, Any]:
         "medium_vv": o.medium_vv,
         "feed_vv": o.feed_vv,
         "cytokine": o.cytokine,
-        **{k: v for k, v in o.cqas.items()},
+        **o.cqas,
         "lactate_peak": o.lactate_peak,
         "viability_low": o.viability_low,
         "decisions": len(result.decisions),

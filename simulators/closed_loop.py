@@ -16,7 +16,7 @@ from controllers.loop import Session, receive
 from controllers.plan import Decision, Policy
 from controllers.policies import RecipePolicy
 from simulators.donors import VirtualDonor
-from simulators.edge import HARVEST, Ack, Caps, Override, edge_settings
+from simulators.edge import HARVEST, Ack, Caps, Override
 from simulators.reactor import Outcome, VirtualBioreactor
 from simulators.scenario import Scenario, load_scenario
 from twin.batch import start

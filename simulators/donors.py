@@ -110,7 +110,7 @@ def _draw_structure(rng: np.random.Generator, mismatch: float) -> Structure:
         slow_factor=1.6,
         old_share=rng.uniform(0.15, 0.4),
         age_gap=rng.uniform(1.5, 4.0),
-        lactate_uptake=0.4 * float(np.exp(0.4 * rng.standard_normal())),
+        lactate_uptake=0.8 * float(np.exp(0.4 * rng.standard_normal())),
         glucose_switch=2.0,
         yield_slope=rng.normal(0.15, 0.10),
         size_slope=rng.uniform(0.05, 0.15),
@@ -124,7 +124,7 @@ def _draw_structure(rng: np.random.Generator, mismatch: float) -> Structure:
 
 TYPICAL = Structure(
     hill_lactate=2.2, hill_ammonia=2.2, hill_death=2.2, quick_share=0.65, quick_factor=0.6, slow_factor=1.6, old_share=0.28,
-    age_gap=2.7, lactate_uptake=0.4, glucose_switch=2.0, yield_slope=0.15, size_slope=0.10, dead_signal=0.4,
+    age_gap=2.7, lactate_uptake=0.8, glucose_switch=2.0, yield_slope=0.15, size_slope=0.10, dead_signal=0.4,
     fouling_rate=0.15, leak_growth=2.0, flow_loss=0.08,
 )  # fmt: skip
 """The middle of what `virtual_donor` draws: for looking at the plant without chance."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from simulators.plant import PlantState
+from twin.gas import Gas
 from twin.process import Target
 
 Row = Mapping[str, Any]
@@ -89,4 +91,18 @@ def paired(a: Sequence[Row], b: Sequence[Row]) -> dict[str, Any]:
         "only_second": only_b,
         "p": min(1.0, 2.0 * tail),
         "medium_saved": float(np.mean([by_a[k]["medium_vv"] - by_b[k]["medium_vv"] for k in both])) if both else None,
+    }
+
+
+def cqas(x: PlantState, gas: Gas) -> Mapping[str, float]:
+    """True quality attributes by the names of `twin.process.Target`."""
+    return {
+        "viable_cells": float(x.viable_cells),
+        "viable_density": float(x.viable),
+        "viability": float(x.viability),
+        "car_fraction": float(x.car_fraction),
+        "exhausted_fraction": float(x.exhausted),
+        "lactate": float(x.lactate),
+        "ammonia": float(x.ammonia),
+        "ph": float(gas.ph),
     }

@@ -24,7 +24,6 @@ from `twin.kinetics` and `twin.gas`. Units as there: 1e6 cells/mL, mM, d, VVD, L
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ import numpy as np
 
 from twin.bioreactor import LN2, Control, State, Theta
 from twin.gas import Gas, carbonate, oxygen_balance
-from twin.integrate import FLOOR, STEP, substeps
+from twin.integrate import FLOOR, substeps
 from twin.kinetics import Scalar, monod, ph_optimum, senescence
 
 REFILL = 0.05
@@ -314,17 +313,3 @@ def withdraw(x: PlantState, litres: float) -> PlantState:
     """A sample taken: volume and cells leave, concentrations stay. The vessel is never emptied."""
     litres = min(litres, 0.5 * x.volume)
     return x._replace(volume=x.volume - litres, lost=x.lost + litres * x.viable)
-
-
-def cqas(x: PlantState, gas: Gas) -> Mapping[str, float]:
-    """True quality attributes by the names of `twin.process.Target`."""
-    return {
-        "viable_cells": float(x.viable_cells),
-        "viable_density": float(x.viable),
-        "viability": float(x.viability),
-        "car_fraction": float(x.car_fraction),
-        "exhausted_fraction": float(x.exhausted),
-        "lactate": float(x.lactate),
-        "ammonia": float(x.ammonia),
-        "ph": float(gas.ph),
-    }

@@ -17,7 +17,8 @@ from simulators import edge
 from simulators.donors import VirtualDonor, virtual_donor
 from simulators.edge import Ack, EdgeSettings, EdgeState, Override, edge_settings
 from simulators.instruments import SECOND, Device
-from simulators.plant import DayEffect, PlantState, carry, cqas, status, withdraw
+from simulators.metrics import cqas
+from simulators.plant import DayEffect, PlantState, carry, status, withdraw
 from simulators.scenario import Scenario, load_scenario
 from twin.bioreactor import Control
 from twin.evidence import ControlApplied, Event, Fact, Measurement, Reading

@@ -47,6 +47,9 @@ FAR_EVERY = 4
 STRIDES = (8, 2, 1)
 """Strides of the search for a harvest step when there is no earlier plan to start from."""
 
+PATIENCE = 3
+"""Harvest steps tried before the search gives up where none can be solved."""
+
 
 class Outcome(NamedTuple):
     """The optimum for a harvest `moves` ahead."""
@@ -117,6 +120,8 @@ def search(task: Task, previous: Plan | None) -> tuple[Outcome | None, str]:
     for stride in strides:
         for direction in (-1, 1):
             for _ in range(looks):
+                if best is None and len(tried) >= PATIENCE:
+                    return None, words
                 h = (best.moves if best else start) + direction * stride
                 if not 1 <= h <= task.latest or h in tried:
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ class MpcSettings:
 
 
 def settings_for(process: Process, **given: Any) -> MpcSettings:
-    """Settings from keywords; names of `Prices` are taken too. ConfigError for a name that is neither."""
+    """Settings from keywords; names of `Prices` are taken too. ConfigError for another name or an impossible value."""
     own = set(MpcSettings.__dataclass_fields__)
     unknown = [k for k in given if k not in own and k not in Prices._fields]
     if unknown:
@@ -66,5 +67,9 @@ def settings_for(process: Process, **given: Any) -> MpcSettings:
     strange = [t.cqa for t in process.targets if t.cqa not in CQAS]
     if strange:
         raise ConfigError(f"mpc: targets {strange} cannot be predicted; known: {list(CQAS)}")
+    for name, value in given.items():
+        if value is not None and name != "prices" and not 0.0 <= float(value) < math.inf:
+            raise ConfigError(f"mpc: field {name}: a finite number >= 0 is needed, not {value!r}")
+    whole = {k: int(given[k]) for k in ("search", "max_iter") if k in given}
     prices = given.pop("prices", Prices())._replace(**{k: float(v) for k, v in given.items() if k in Prices._fields})
-    return MpcSettings(prices=prices, **{k: v for k, v in given.items() if k in own})
+    return MpcSettings(prices=prices, **{**{k: v for k, v in given.items() if k in own}, **whole})

@@ -43,6 +43,9 @@ USER_ERRORS = {
 }
 """Exceptions that are the user's to mend, by the module that raises them; their message is one line with the remedy."""
 
+DONORS_EXTRA = ("pymc", "pytensor", "arviz", "nutpie", "h5netcdf", "netCDF4", "xarray", "numba")
+"""Packages of the donor fit, which the demo and the service do without."""
+
 
 class Verbs(TyperGroup):
     """A group that knows its verbs by name and imports one only to run it."""
@@ -142,6 +145,12 @@ def _tell(error: Exception, debug: bool) -> int:
             return 2
         where = context.command_path if context is not None else "celltwin"
         print(f"celltwin: {' '.join(usage().split())} (see {where} --help)", file=sys.stderr)
+        return 2
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in DONORS_EXTRA:
+        print(
+            f"celltwin: this needs {error.name}: pip install 'celltwin[donors]' (in a checkout: make test)",
+            file=sys.stderr,
+        )
         return 2
     if _is_users(error):
         print(f"celltwin: {_one_line(error)}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.console import Group
 from rich.table import Table
 
@@ -20,12 +21,13 @@ NEEDED = ("policy", "donor", "seed", "scenario", "passed", "missed", "margin", "
 
 def figures(policies: Mapping[str, Mapping[str, Any]], title: str) -> Group:
     """Policies side by side, and beneath what went wrong."""
-    table = _table(title, "policy", "pass [95 %]", "day", "medium VV", "of passed", "harvest CV", "n")
+    table = _table(title, "policy", "pass", "95 %", "day", "VV", "VV passed", "CV", "n")
     for name, s in policies.items():
         low, high = s["pass_ci"]
         table.add_row(
             name,
-            f"{s['pass']:.2f} [{low:.2f}-{high:.2f}]",
+            f"{s['pass']:.2f}",
+            f"{low:.2f}-{high:.2f}",
             f"{s['days']:.1f}",
             f"{s['medium_vv']:.1f}",
             _or_dash(s["medium_vv_passed"], "{:.1f}"),
@@ -37,25 +39,23 @@ def figures(policies: Mapping[str, Mapping[str, Any]], title: str) -> Group:
     )
     for name, s in policies.items():
         worst, missed = s["worst"], s["missed"]
-        said = f"D{worst['donor']:02d}: {worst['viable_cells']:.1f}e9, viability {worst['viability']:.2f}, day {worst['day']:.1f}"
+        said = f"D{worst['donor']:02d} {worst['viable_cells']:.1f}e9 at {worst['viability']:.0%}"
         keys = ("viable_cells", "viability", "car_fraction", "exhausted_fraction")
         wrong.add_row(name, *(str(missed.get(k, "-")) for k in keys), said)
     return Group(table, wrong)
 
 
 def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column(first)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column(first, no_wrap=True)
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
 def pairs(rows: Mapping[str, Mapping[str, Any]], base: str) -> Table:
     """Every policy against `base` on the donors they share: sign test, and medium saved where both passed."""
-    table = _table(
-        f"against {base}, donor by donor", "policy", "donors", "only base passed", "only it passed", "p", "VV saved"
-    )
+    table = _table(f"against {base}, donor by donor", "policy", "donors", "base only", "it only", "p", "VV saved")
     for name, r in rows.items():
         table.add_row(
             name,
@@ -89,12 +89,19 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in record.items()} for record in frame.to_dict("records")]
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    """Write the batches of a run, sorted; returns the file. A folder that cannot be written ends the program."""
-    path = folder / BATCHES
+def open_folder(folder: Path) -> None:
+    """Make the folder of a run and see that it can be written; ends the program if not."""
+    probe = folder / ".probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(sorted(rows, key=lambda r: (r["policy"], r["donor"]))).to_parquet(path, index=False)
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         fail(f"{folder}: cannot be written: {error.strerror or error}; choose another with --out")
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+    """Write the batches of a run, sorted by policy and donor; returns the file."""
+    path = folder / BATCHES
+    pd.DataFrame(sorted(rows, key=lambda r: (r["policy"], r["donor"]))).to_parquet(path, index=False)
     return path

@@ -18,7 +18,7 @@ def compare(
         list[Path], typer.Argument(help="Folders (or batches.parquet files) that `celltwin simulate` wrote.")
     ],
     base: Annotated[
-        str | None, typer.Option(help="Policy to compare with donor by donor. Default: the first recipe.")
+        str | None, typer.Option(help="Policy to compare with donor by donor. Default: the recipe that passed most.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture here: .png, .svg or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
@@ -28,9 +28,8 @@ def compare(
     policies = {name: summarise(rows) for name, rows in groups.items()}
     if base is not None and base not in groups:
         fail(f"--base {base}: not among the runs' policies: {', '.join(groups)}")
-    reference = base or next(
-        (n for n in groups if n.split("@")[0] in ALL and not n.startswith("mpc")), next(iter(groups))
-    )
+    recipes = [n for n in groups if not n.startswith("mpc")] or list(groups)
+    reference = base or max(recipes, key=lambda n: (policies[n]["pass"], -policies[n]["medium_vv"]))
     against = {
         name: result
         for name, rows in groups.items()

@@ -25,7 +25,6 @@ from service.desk.views import (
     decision_record,
     estimate_message,
     forecast_message,
-    lost_channels,
     override_messages,
     plan_message,
     schedule_of,
@@ -119,7 +118,7 @@ def estimate(desk: Desk) -> Told:
         return desk, ()
     said = estimate_message(running.session, running.start, running.opened.units, desk.seq, desk.epoch)
     desk, outputs = replace(desk, seq=desk.seq + 1), [output(said, "estimate")]
-    lost = lost_channels(running.session.batch, running.session.clock)
+    lost = [flag.removeprefix("lost:") for flag in said.flags if flag.startswith("lost:")]
     wanted: dict[str, AlarmText] = {
         f"channel_lost-{c}": (
             "warning",

@@ -92,15 +92,17 @@ def _state(belief: Belief, batch: Batch) -> dict[str, Quantity]:
         return {}
     points = draws(belief, SAMPLES, np.random.default_rng(20_261_121))
     x, _, _ = split(points, batch.layout, batch.process.theta.cell)
-    found: dict[str, Quantity] = {}
-    for name, values in quantities(x).items():
-        low, high = np.quantile(values, [0.05, 0.95])
-        numbers = [float(np.mean(values)), float(np.std(values)), float(low), float(high)]
-        if all(math.isfinite(v) for v in numbers):
-            found[name] = Quantity(
-                mean=numbers[0], sd=numbers[1], q05=numbers[2], q95=numbers[3], unit=STATE_UNITS[name]
-            )
-    return found
+    named = quantities(x)
+    values = np.array([np.broadcast_to(v, (SAMPLES,)) for v in named.values()])
+    low, high = np.quantile(values, [0.05, 0.95], axis=1)
+    columns = zip(
+        named, values.mean(axis=1).tolist(), values.std(axis=1).tolist(), low.tolist(), high.tolist(), strict=True
+    )
+    return {
+        name: Quantity(mean=mean, sd=sd, q05=q05, q95=q95, unit=STATE_UNITS[name])
+        for name, mean, sd, q05, q95 in columns
+        if all(math.isfinite(v) for v in (mean, sd, q05, q95))
+    }
 
 
 def _parameters(belief: Belief, batch: Batch, units: Mapping[str, str]) -> dict[str, Quantity]:

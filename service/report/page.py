@@ -100,6 +100,7 @@ def svg(figure: Figure) -> str:
     text = re.sub(
         r' id="(?:figure|axes|patch|line2d|matplotlib\.axis|xtick|ytick|text|legend|FillBetween\w*)_\d+"', "", text
     )
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)  # a hundredth of a point is finer than any screen
     return re.sub(r'(<svg [^>]*?) width="[^"]*"|(?<=svg) height="[^"]*"', r"\1", text, count=1)
 
 

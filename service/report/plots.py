@@ -38,10 +38,10 @@ TITLES: Mapping[str, str] = {
     "do": "Dissolved oxygen", "car_fraction": "CAR⁺ fraction", "exhausted_fraction": "Exhausted fraction",
     "exhausted": "Exhausted fraction", "doublings": "Population doublings", "volume": "Volume",
     "oxygen_uptake": "Oxygen uptake", "perfusion": "Perfusion", "feed": "Feed", "bleed": "Bleed",
-    "cytokine_dose": "Cytokine dosing", "mu_max": "Growth rate µ_max",
-    "tau_lag": "Lag time τ", "K_L": "Lactate inhibition K_L", "K_A": "Ammonia inhibition K_A", "PD_max": "Replicative limit",
-    "Y_LG": "Lactate yield Y_LG", "Y_AQ": "Ammonia yield Y_AQ", "a_G": "Glucose per growth a_G", "m_G": "Glucose upkeep m_G",
-    "a_Q": "Glutamine per growth a_Q", "k_Q": "Glutamine decay k_Q", "k_d0": "Basal death k_d0", "ph_offset": "pH offset",
+    "cytokine_dose": "Cytokine dosing", "mu_max": "Growth rate",
+    "tau_lag": "Lag time", "K_L": "Lactate inhibition", "K_A": "Ammonia inhibition", "PD_max": "Replicative limit",
+    "Y_LG": "Lactate yield", "Y_AQ": "Ammonia yield", "a_G": "Glucose per growth", "m_G": "Glucose upkeep",
+    "a_Q": "Glutamine per growth", "k_Q": "Glutamine decay", "k_d0": "Basal death", "ph_offset": "pH offset",
     "do_offset": "DO offset", "p_release": "Release",
 }  # fmt: skip
 
@@ -51,6 +51,9 @@ SHOWN = (
 )  # fmt: skip
 """Quantities of the estimates page, in order; those without data are left out."""
 
+
+MOST = 600
+"""Most points of a band that are drawn."""
 
 FRACTIONS = ("viability", "car_fraction", "exhausted_fraction", "exhausted")
 
@@ -82,6 +85,8 @@ def _label(axes: Axes, name: str, unit: str) -> None:
 
 
 def _band(axes: Axes, band: Band, colour: str, label: str | None = None, **line: Any) -> None:
+    if band.t.size > MOST:  # more than the eye or the page has use for
+        band = Band(*(column[np.linspace(0, band.t.size - 1, MOST).round().astype(int)] for column in band))
     axes.fill_between(band.t, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
     look: Any = {"linewidth": 1.8, **line}
     axes.plot(band.t, band.mid, color=colour, label=label, **look)
@@ -98,6 +103,7 @@ def _limits(axes: Axes, limits: Iterable[Limit]) -> None:
             axes.annotate(
                 limit.label, (1.0, limit.value), xycoords=("axes fraction", "data"), xytext=(-2, 2),
                 textcoords="offset points", ha="right", va="bottom", fontsize=7, color=RED,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}, zorder=1.4,
             )  # fmt: skip
 
 
@@ -245,7 +251,10 @@ def parameters(data: ReportData) -> Figure | None:
     figure, axes = _figure(rows, columns, 1.7, 9.6)
     with mpl.rc_context(STYLE):
         for a, name in zip(axes, shown, strict=False):
-            _label(a, name, data.units.get(name, ""))
+            unit = data.units.get(name, "")
+            a.set_title(
+                f"{title(name)} [{unit}]" if unit not in ("", "dimensionless", "pH") else title(name), fontsize=8.5
+            )
             _band(a, data.parameters[name], GREEN)
             if (true := data.truth.get(name)) is not None:
                 a.plot(true.t, true.value, color=INK, linewidth=1.2, linestyle=(0, (1, 1.4)))

@@ -227,6 +227,7 @@ def test_a_sound_plan_passes() -> None:
         ({"status": "not_run", "detail": ""}, "unsolved"),
         ({"controls": ()}, "plan_shape"),
         ({"states": (X,)}, "plan_shape"),
+        ({"controls": (U,) * 1001, "states": (X,) * 1002}, "plan_shape"),
         ({"issued_at": 3.0}, "plan_time"),
         ({"issued_at": math.nan}, "plan_time"),
         ({"step": 0.0}, "plan_time"),

@@ -20,9 +20,9 @@ from controllers.recipes import recipe_schedule
 from controllers.rollout import resimulate
 from twin.belief import Belief, Layout
 from twin.bioreactor import Control, State, to_coordinates
-from twin.config import load_config
+from twin.config import ConfigError, load_config
 from twin.integrate import advance
-from twin.process import Process
+from twin.process import Process, Target
 
 PROCESS = load_config("car_nk")
 LAYOUT = Layout(("mu_max", "Y_LG"), ())
@@ -81,7 +81,7 @@ def test_a_simulated_course_nearly_solves_the_collocation_equations() -> None:
     residual = ca.Function("g", [program.x, program.p], [program.g])
     g = np.asarray(residual(starting_point(t, course, 8, targets), parameters(t, 8, 8, targets))).ravel()
     equations = program.lbg == 0.0
-    assert np.abs(g[equations]).max() < 2e-3
+    assert np.abs(g[equations]).max() < 5e-3  # scaled states; a wrong unit or sign gives residuals of order one
     assert g[~equations].max() < 1e-9  # slacks make it feasible
 
 
@@ -89,7 +89,7 @@ def test_a_simulated_course_nearly_solves_the_collocation_equations() -> None:
     ("x", "now", "used"),
     [
         (DAY10, 10.0, 3.0),
-        (PROCESS.initial, 0.25, 0.0),
+        pytest.param(PROCESS.initial, 0.25, 0.0, marks=pytest.mark.slow),  # builds the longest programme
         (DAY10._replace(glucose=0.8, glutamine=0.05), 10.0, 3.0),  # nearly depleted: the stiff corner
         (DAY10._replace(lactate=29.0, strong_ion=4.0), 11.0, 5.0),
     ],
@@ -100,12 +100,13 @@ def test_the_plan_is_what_the_simulator_does(x: State, now: float, used: float) 
     plan = policy(s, None)
     assert plan.status == "solved"
     simulated, theta = x, PROCESS.theta
-    worst = 0.0
+    ion = State._fields.index("strong_ion")
     for control, planned in zip(plan.controls, plan.states[1:], strict=True):
         simulated = advance(simulated, control, theta, plan.step)
         a, b = np.array(simulated, dtype=float), np.array(planned)
-        worst = max(worst, float(np.abs(np.log((a + 0.05) / (b + 0.05))).max()))
-    assert worst < 0.02
+        gaps = np.abs(np.log((a + 0.05) / (b + 0.05)))
+        assert gaps[ion] < 0.25  # the base pump switches within a move
+        assert np.delete(gaps, ion).max() < 0.02
     assert resimulation_fault(plan, resimulate(s, plan), PROCESS.limits, GuardSettings()) is None
 
 
@@ -135,7 +136,7 @@ def test_stages_of_length_zero_change_nothing() -> None:
         costs.append(found.cost)
         moves.append(found.blocks(n)[0][:6])
     assert costs[0] == pytest.approx(costs[1], abs=1e-3)
-    assert moves[0] == pytest.approx(moves[1], abs=2e-2 * 300)
+    assert moves[0][:, 2] == pytest.approx(moves[1][:, 2], abs=3.0)
     assert moves[0][:, 0] == pytest.approx(moves[1][:, 0], abs=5e-3)
 
 
@@ -279,6 +280,23 @@ def test_a_solver_that_throws_is_a_failure() -> None:
     assert (found.status, found.detail) == ("error", "no linear solver")
 
 
+@pytest.mark.parametrize("settings", [{"day": float("nan")}, {"medium": -1.0}, {"max_iter": float("inf")}])
+def test_impossible_settings_are_refused_by_name(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"mpc: field {next(iter(settings))}"):
+        mpc(**settings)
+
+
+def test_settings_may_come_as_floats_from_a_file() -> None:
+    chosen = mpc(search=1.0, day=0.5, k2=None).settings
+    assert (chosen.search, chosen.prices.day, chosen.k2) == (1, 0.5, None)
+
+
+def test_a_target_that_the_model_cannot_predict_is_refused() -> None:
+    strange = replace(PROCESS, targets=(*PROCESS.targets, Target("taste", "at_least", 1.0, "-")))
+    with pytest.raises(ConfigError, match="taste"):
+        make_mpc(strange)
+
+
 def test_horizons_have_a_size() -> None:
     assert [size_for(n) for n in (1, 8, 9, 56)] == [8, 8, 16, 56]
     with pytest.raises(ValueError, match="too long"):
@@ -297,6 +315,6 @@ def test_it_solves_from_a_hundred_odd_states() -> None:
         s = situation(x, float(rng.integers(1, 55)) * 0.25, applied=applied, used=float(rng.uniform(0, 8)))
         plan = mpc()(s, None)
         failures += plan.status != "solved"
-        if plan.status == "solved" and x.lactate < 28.0 and x.glucose > 2.0 and x.ammonia < 5.0:
+        if plan.status == "solved":
             assert resimulation_fault(plan, resimulate(s, plan), PROCESS.limits, GuardSettings()) is None
     assert failures == 0

@@ -72,7 +72,11 @@ def course(days: float, every: float = 1 / 12) -> Iterator[Sent]:
         for i, name in enumerate(u._fields if k % 3 == 0 else ()):
             yield read_back(name, getattr(u, name), day + i / 86400)
         for i, (channel, value, unit) in enumerate(
-            [("capacitance", 0.5 * x.viable, "pF/cm"), ("raman_glucose", x.glucose, "mM"), ("raman_lactate", x.lactate, "mM")]
+            [
+                ("capacitance", 0.5 * x.viable, "pF/cm"),
+                ("raman_glucose", x.glucose, "mM"),
+                ("raman_lactate", x.lactate, "mM"),
+            ]
         ):
             yield reading(channel, noisy(value), unit, day + (10 + i) / 86400)
         if k % round(1 / every) == 0:

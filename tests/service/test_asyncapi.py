@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import jsonschema.validators
 import pytest
 
 from service.asyncapi import Invalid, document, text, validate
@@ -131,7 +132,9 @@ def _meta_schema() -> dict[str, Any]:
         if (folder / name).is_file():
             schema: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
             return schema
-    pytest.skip("npm package @asyncapi/specs not found (npm install -g @asyncapi/specs, or name its node_modules in NODE_PATH)")
+    pytest.skip(
+        "npm package @asyncapi/specs not found (npm install -g @asyncapi/specs, or name its node_modules in NODE_PATH)"
+    )
 
 
 def test_it_is_valid_asyncapi_3() -> None:

@@ -161,6 +161,13 @@ def test_the_configuration_survives_the_journal(tmp_path: Path) -> None:
 
 def test_edge_files_are_strict_too(tmp_path: Path) -> None:
     assert edge(tmp_path, start="2026-11-01T00:00:00Z").start is not None
-    for changes in ({"unit": "a/b"}, {"caps": {"of_recipe_max": 0.5}}, {"budget": {"day": -1}}, {"pace": -1}, {"x": 1}, {"start": "today"}):
+    for changes in (
+        {"unit": "a/b"},
+        {"caps": {"of_recipe_max": 0.5}},
+        {"budget": {"day": -1}},
+        {"pace": -1},
+        {"x": 1},
+        {"start": "today"},
+    ):
         with pytest.raises(ConfigError, match=r"edge\.yaml"):
             edge(tmp_path, **changes)

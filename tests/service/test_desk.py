@@ -80,7 +80,9 @@ def test_a_decision_is_taken_every_six_hours_and_acted_on_once(played: Driver) -
     for o in overrides:
         assert parse_time(o["valid_until"]) - parse_time(o["valid_from"]) == timedelta(hours=7)
         assert o["unit"] == "1/d"
-    assert len({o["cmd_id"] for o in contents(played.outputs, "override/")}) == len(contents(played.outputs, "override/"))
+    assert len({o["cmd_id"] for o in contents(played.outputs, "override/")}) == len(
+        contents(played.outputs, "override/")
+    )
 
 
 def test_overrides_and_plan_come_before_the_estimate_that_rests_on_them(played: Driver) -> None:
@@ -236,7 +238,9 @@ def test_a_new_medium_is_resolved_to_its_composition(played: Driver) -> None:
 
 
 def test_after_the_end_late_values_are_kept_and_nothing_is_decided(played: Driver) -> None:
-    desk, said = tell(played.desk, batch_end(1.15), reading("lactate", 2.0, "mM", 1.1), reading("glucose", 20, "mM", 4.0))
+    desk, said = tell(
+        played.desk, batch_end(1.15), reading("lactate", 2.0, "mM", 1.1), reading("glucose", 20, "mM", 4.0)
+    )
     assert [json.loads(o.payload)["note"] for o in said if o.suffix == "note"] == ["batch_ended"]
     assert not contents(said, "plan")
     assert desk.running is not None

@@ -141,12 +141,13 @@ def test_random_damage_to_the_file_never_passes_unseen(tmp_path: Path) -> None:
         at = rng.randrange(len(good))
         bad[at] ^= rng.randrange(1, 256)
         path.write_bytes(bad)
+        refusal = ""
         try:
             with Journal.open(tmp_path, create=False) as journal:
                 assert tuple(journal.rows()) == rows
         except JournalError as error:
-            assert "\n" not in str(error)
-            found += 1
+            refusal, found = str(error), found + 1
+        assert "\n" not in refusal
         for leftover in tmp_path.glob(f"{FILE}-*"):
             leftover.unlink()
     assert found > 50
@@ -339,6 +340,8 @@ def test_the_verifier_stands_alone(tmp_path: Path, root: Path) -> None:
     assert (bad.returncode, "row 7" in bad.stderr) == (1, True)
 
 
-@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["a", "b", "c"], 2), (["absent.sqlite"], 2), (["x", "nonsense"], 2)])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [([], 2), (["a", "b", "c"], 2), (["absent.sqlite"], 2), (["x", "nonsense"], 2)]
+)
 def test_the_verifier_refuses_wrong_use(arguments: list[str], code: int) -> None:
     assert verify_main(arguments) == code

@@ -210,7 +210,9 @@ def test_unknown_channels_are_refused_and_all_known_ones_taken() -> None:
 
 def test_a_percentage_beyond_hundred_is_refused() -> None:
     assert refusal("measurement/viability", reading(channel="viability", value=101, unit="percent")) == "out_of_range"
-    message = decode("measurement/viability", json.dumps(reading(channel="viability", value=93, unit="percent")).encode())
+    message = decode(
+        "measurement/viability", json.dumps(reading(channel="viability", value=93, unit="percent")).encode()
+    )
     assert isinstance(message, MeasurementMessage)
     assert measurement_fact(message, START, 0.0).value == pytest.approx(0.93)
 
@@ -234,7 +236,10 @@ def test_answers_go_nowhere_but_to_a_reply_topic(target: str) -> None:
 
 
 def test_an_override_must_end_after_it_begins() -> None:
-    assert refusal("override/perfusion", {**Override.example, "valid_until": Override.example["valid_from"]}) == "bad_value"
+    assert (
+        refusal("override/perfusion", {**Override.example, "valid_until": Override.example["valid_from"]})
+        == "bad_value"
+    )
 
 
 def test_topic_and_payload_must_agree() -> None:
@@ -257,7 +262,9 @@ def test_messages_are_frozen() -> None:
 
 
 def test_encode_refuses_what_nobody_would_take() -> None:
-    long = decode("alarm/x", json.dumps({**Alarm.example, "code": "x"}).encode()).model_copy(update={"message": "y" * 70_000})
+    long = decode("alarm/x", json.dumps({**Alarm.example, "code": "x"}).encode()).model_copy(
+        update={"message": "y" * 70_000}
+    )
     with pytest.raises(ValueError, match="exceeds"):
         encode(long)
 
@@ -319,7 +326,9 @@ def test_units_are_converted_once_with_their_spread() -> None:
 
 
 def test_a_correction_takes_the_name_of_what_it_corrects() -> None:
-    message = decode("measurement/glucose", json.dumps(reading(id="fix-1", supersedes="analyser-0041", version=2)).encode())
+    message = decode(
+        "measurement/glucose", json.dumps(reading(id="fix-1", supersedes="analyser-0041", version=2)).encode()
+    )
     assert isinstance(message, MeasurementMessage)
     fact = measurement_fact(message, START, 21.0)
     assert (fact.id, fact.version) == ("analyser-0041", 2)

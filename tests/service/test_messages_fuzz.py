@@ -16,19 +16,25 @@ EXAMPLES: list[tuple[str, dict[str, Any]]] = [(c.example_topic, dict(c.example))
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=80), st.just("2026-11-21T06:00:00Z"),
 )  # fmt: skip
-values = st.recursive(scalars, lambda v: st.one_of(st.lists(v, max_size=4), st.dictionaries(st.text(max_size=8), v, max_size=4)))
+values = st.recursive(
+    scalars, lambda v: st.one_of(st.lists(v, max_size=4), st.dictionaries(st.text(max_size=8), v, max_size=4))
+)
 
 
 def judged(suffix: str, payload: bytes) -> str | None:
     """Decode; the reason of the refusal, None for a message."""
+    refused: Rejected | None = None
+    message: Message | None = None
     try:
         message = decode(suffix, payload)
     except Rejected as error:
-        assert error.reason in REASONS
-        assert 0 < len(error.detail) <= 300
-        assert error.detail.isprintable()
-        error.detail.encode()
-        return error.reason
+        refused = error
+    if refused is not None:
+        assert refused.reason in REASONS
+        assert 0 < len(refused.detail) <= 300
+        assert refused.detail.isprintable()
+        refused.detail.encode()
+        return refused.reason
     assert isinstance(message, Message)
     again = decode(suffix, encode(message))
     assert again == message

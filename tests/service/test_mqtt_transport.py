@@ -148,6 +148,31 @@ def test_last_will_and_greeting_are_renewed_at_every_connect(mosquitto: str) -> 
         link.close()
 
 
+def test_closing_waits_for_what_was_said(broker: str) -> None:
+    reader, writer = open_link(broker, "reader", TOPIC), open_link(broker, "writer")
+    time.sleep(0.2)
+    for k in range(2000):
+        writer.publish(Posting(TOPIC, f"{k}".encode()))
+    writer.close()
+    assert len(_take_all(reader, 2000)) == 2000
+    reader.close()
+
+
+def test_messages_said_while_the_link_is_down_go_out_when_it_is_back(mosquitto: str) -> None:
+    reader, writer = open_link(mosquitto, "reader", TOPIC), open_link(mosquitto, "writer")
+    time.sleep(0.2)
+    writer._client.socket().shutdown(2)  # type: ignore[union-attr]
+    assert until(lambda: not writer.connected)
+    for k in range(20):
+        writer.publish(Posting(TOPIC, f"{k}".encode()))
+    assert not writer.flush(5.0)
+    assert until(lambda: writer.connected)
+    assert writer.flush(5.0)
+    assert [m.payload for m in take(reader, 20)] == [f"{k}".encode() for k in range(20)]
+    reader.close()
+    writer.close()
+
+
 def test_a_clean_goodbye_sends_the_farewell_and_not_the_will(broker: str) -> None:
     status = "celltwin/v1/site/unit/status"
     watcher = open_link(broker, "watcher", status)

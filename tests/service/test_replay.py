@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from service.cli import run
 from service.desk import Desk
 from service.journal import Entry, Head, Journal, Row
 from service.messages import time_text
@@ -61,7 +62,9 @@ def changed(row: Row) -> bytes:
     content = json.loads(row.payload)
 
     def nudge(node: Any) -> bool:
-        items = list(node.items()) if isinstance(node, dict) else list(enumerate(node)) if isinstance(node, list) else []
+        items = (
+            list(node.items()) if isinstance(node, dict) else list(enumerate(node)) if isinstance(node, list) else []
+        )
         for key, value in items:
             if key in ("seq", "epoch"):
                 continue
@@ -180,12 +183,15 @@ def test_an_empty_journal_resumes_to_nothing(tmp_path: Path) -> None:
         assert resume(journal, configuration(tmp_path), 1).desks == {}
 
 
+@pytest.mark.slow
 def test_a_crash_after_any_row_loses_nothing(driver: Driver, tmp_path: Path) -> None:
     """Cut the journal after a row, resume, say what was kept back, go on: the end is the same, bit for bit."""
     rows = tuple(driver.journal.rows())
     decisions = [r.n for r in rows if r.kind == "decision"]
     started = next(r.n for r in rows if r.kind == "note")
-    cuts = sorted({started - 1, started, decisions[0] - 1, decisions[0], decisions[0] + 1, decisions[-1] - 1, len(rows) - 1})
+    cuts = sorted(
+        {started - 1, started, decisions[0] - 1, decisions[0], decisions[0] + 1, decisions[-1] - 1, len(rows) - 1}
+    )
     for cut in cuts:
         folder = tmp_path / str(cut)
         with copied(driver, folder, stop=cut) as journal:
@@ -194,7 +200,9 @@ def test_a_crash_after_any_row_loses_nothing(driver: Driver, tmp_path: Path) -> 
             resumed = resume(journal, driver.config, 2)
             assert resumed.mismatches == ()
             if cut == started - 1:
-                assert resumed.desks == {}  # the batch was not yet begun: its start comes again, it was not acknowledged
+                assert (
+                    resumed.desks == {}
+                )  # the batch was not yet begun: its start comes again, it was not acknowledged
                 again.desk = Desk("s", "u", settings_of(driver.config), 2)
                 again.send(batch_start(), look=False)
             else:
@@ -214,27 +222,28 @@ def test_a_crash_after_any_row_loses_nothing(driver: Driver, tmp_path: Path) -> 
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def celltwin(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "service.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=environment, timeout=120)
+def celltwin(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = run(list(arguments))
+    said = capsys.readouterr()
+    return code, said.out, said.err
 
 
-def test_the_verb_says_ok_and_1_when_not(driver: Driver, tmp_path: Path, root: Path) -> None:
+def test_the_verb_says_ok_and_1_when_not(driver: Driver, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = driver.journal.path.parent
     head = driver.journal.head
-    good = celltwin(root, "replay", "B001", "--data", str(folder), "--json", "--anchor", f"{head.n}:{head.hash}")
-    assert good.returncode == 0, good.stderr
-    answer = json.loads(good.stdout)
+    anchor = f"{head.n}:{head.hash}"
+    code, out, _ = celltwin(capsys, "replay", "B001", "--data", str(folder), "--json", "--anchor", anchor)
+    assert code == 0
+    answer = json.loads(out)
     assert (answer["ok"], answer["mismatches"], answer["rows"]) == (True, [], head.n)
     row = next(r for r in driver.journal.rows() if r.kind == "decision")
     copied(driver, tmp_path, {row.n: changed(row)}).close()
-    bad = celltwin(root, "replay", "B001", "--data", str(tmp_path))
-    assert bad.returncode == 1
-    assert f"row {row.n}" in bad.stdout
+    code, out, _ = celltwin(capsys, "replay", "B001", "--data", str(tmp_path))
+    assert code == 1
+    assert f"row {row.n}" in out
 
 
-def test_the_verb_refuses_in_one_line(driver: Driver, tmp_path: Path, root: Path) -> None:
+def test_the_verb_refuses_in_one_line(driver: Driver, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(driver.journal.path.parent)
     (tmp_path / "journal.sqlite").write_bytes(b"nonsense " * 1000)
     for arguments, words in (
@@ -244,18 +253,18 @@ def test_the_verb_refuses_in_one_line(driver: Driver, tmp_path: Path, root: Path
         (("B001", "--data", folder, "--anchor", "x"), "--anchor"),
         (("B001", "--data", folder, "--anchor", "3:" + "0" * 64), "rolled back"),
     ):
-        out = celltwin(root, "replay", *arguments)
-        assert (out.returncode, out.stdout) == (2, ""), out
-        assert len(out.stderr.strip().splitlines()) == 1
-        assert words in out.stderr
+        code, out, err = celltwin(capsys, "replay", *arguments)
+        assert (code, out) == (2, "")
+        assert len(err.strip().splitlines()) == 1
+        assert words in err
 
 
-def test_verify_is_a_verb_too(driver: Driver, tmp_path: Path, root: Path) -> None:
-    out = celltwin(root, "verify", str(driver.journal.path.parent), "--json")
-    assert json.loads(out.stdout)["head"] == driver.journal.head.hash
-    assert celltwin(root, "verify", str(tmp_path)).returncode == 2
+def test_verify_is_a_verb_too(driver: Driver, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = celltwin(capsys, "verify", str(driver.journal.path.parent), "--json")
+    assert (code, json.loads(out)["head"]) == (0, driver.journal.head.hash)
+    assert celltwin(capsys, "verify", str(tmp_path))[0] == 2
     (tmp_path / "journal.sqlite").write_bytes(driver.journal.path.read_bytes()[:8192])
-    assert celltwin(root, "verify", str(tmp_path)).returncode == 1
+    assert celltwin(capsys, "verify", str(tmp_path))[0] == 1
 
 
 @pytest.mark.slow
@@ -286,7 +295,7 @@ def test_kill_9_at_any_moment_resumes_to_the_same_end(tmp_path: Path, root: Path
     )
     environment = {**os.environ, "PYTHONPATH": str(root)}
 
-    def run(folder: Path, patience: float | None) -> str:
+    def play_on(folder: Path, patience: float | None) -> str:
         command = [sys.executable, "-c", script, str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
         assert process.stdout is not None
@@ -299,11 +308,11 @@ def test_kill_9_at_any_moment_resumes_to_the_same_end(tmp_path: Path, root: Path
         process.stdout.close()
         return rest
 
-    undisturbed = run(tmp_path / "calm", None)
+    undisturbed = play_on(tmp_path / "calm", None)
     rng = random.Random(11)
     for _ in range(4):
-        run(tmp_path / "killed", rng.uniform(0.05, 1.0))
-    assert run(tmp_path / "killed", None) == undisturbed != ""
+        play_on(tmp_path / "killed", rng.uniform(0.05, 1.0))
+    assert play_on(tmp_path / "killed", None) == undisturbed != ""
     with Journal.open(tmp_path / "killed", anchor=Head(0, "")) as journal:
         report = replay(journal, "B001")
     assert report.ok, report.mismatches

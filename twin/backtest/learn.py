@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from twin.belief import N_STATE
 from twin.bioreactor import Kinetics
 from twin.donors.prior import DonorPrior, preset_prior
 from twin.estimator import Innovation
+from twin.evidence import Measurement
 from twin.process import Process
 from twin.records import RecordedBatch
 
@@ -28,13 +30,34 @@ PRESET_WEIGHT = 1.0  # the preset's mean counts as so many batches
 SPREAD_WEIGHT = 4.0  # the preset's donor spread counts as so many batches
 LARGEST_SD = 0.6  # of ln: wider priors break the unscented transform
 OVERSTEP = 1.5  # over-relaxed mean update; EM alone creeps
+COUNTING = ((0.10, 0.0), (0.06, 0.06), (0.04, 0.12))  # candidates for the noise of a count: see `Counting`
 NOISE_LEVELS = (0.06, 0.10, 0.15, 0.22, 0.30)  # candidates for the process noise of ln viable density [1/sqrt(d)]
-ITERATIONS = 8
+ITERATIONS = 7
 FEED_NOISE = 0.2  # process noise of ln glucose, lactate, glutamine [1/sqrt(d)]: nobody recorded what the feeds held
 COUNTED = frozenset({"viable_density", "total_density"})  # noise known from replicates and Poisson counts: not matched
 CLIP_NIS = 36.0  # one wild reading does not decide a likelihood
 
 NEGLIGIBLE, HUGE = 1e-9, 1e6
+
+
+class Counting(NamedTuple):
+    """Noise of a count of viable cells: cv^2 = floor^2 + poisson^2 / density; the second term is Poisson's law."""
+
+    floor: float
+    poisson: float  # cv at 1e6 cells/mL: 1/sqrt(cells seen there)
+
+    def variance(self, density: float) -> float:
+        """Variance of ln of a count at `density` [1e6 cells/mL]."""
+        return self.floor**2 + self.poisson**2 / max(density, 1e-2)
+
+    def applied(self, record: RecordedBatch) -> RecordedBatch:
+        """The record with this noise on every count that states none."""
+        return replace(record, measurements=tuple(self._noted(m) for m in record.measurements))
+
+    def _noted(self, m: Measurement) -> Measurement:
+        if m.channel != "viable_density" or m.sd is not None or m.value <= 0:
+            return m
+        return replace(m, sd=m.value * float(np.sqrt(self.variance(m.value))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +66,7 @@ class Learnt:
 
     process: Process  # effective kinetics, initial state, sensor and process noise
     prior: DonorPrior
+    counting: Counting
     log_likelihood: float  # of the training innovations, at the last iteration
 
 
@@ -114,7 +138,7 @@ def log_likelihood(innovations: Iterable[Innovation]) -> float:
 
 
 def matched(process: Process, default: Process, innovations: Sequence[Innovation]) -> Process:
-    """Sensor noise such that the innovations are as large as they should be, within a sixth and six times the default."""
+    """Sensor noise such that the innovations are as large as they should be, within half and six times the default."""
     sensors = dict(process.sensors)
     for channel, sensor in process.sensors.items():
         mine = [i for i in innovations if i.channel == channel and i.nis < CLIP_NIS]
@@ -122,7 +146,7 @@ def matched(process: Process, default: Process, innovations: Sequence[Innovation
             continue
         excess = float(np.mean([i.residual**2 - i.s for i in mine]))
         variance = np.clip(sensor.sd**2 + excess, 0.25 * sensor.sd**2, 4.0 * sensor.sd**2)
-        sd = float(np.clip(np.sqrt(variance), default.sensors[channel].sd / 6.0, default.sensors[channel].sd * 6.0))
+        sd = float(np.clip(np.sqrt(variance), default.sensors[channel].sd / 2.0, default.sensors[channel].sd * 6.0))
         sensors[channel] = replace(sensor, sd=sd)
     return replace(process, sensors=sensors)
 
@@ -141,17 +165,19 @@ def learn(
     mean, cov, likelihood = centre.mean.copy(), centre.cov.copy(), -np.inf
     where = slice(N_STATE, N_STATE + len(names))
 
-    def passed(trial: Process) -> tuple[list[Batch], list[Innovation]]:
+    def passed(trial: Process, noise: Counting) -> tuple[list[Batch], list[Innovation]]:
         prior = DonorPrior(names, mean, cov)
-        batches = [run(trial, prior, record, filter_name) for record in training]
+        batches = [run(trial, prior, noise.applied(record), filter_name) for record in training]
         tick()
         return batches, [i for b in batches for i in b.innovations]
 
+    counting = Counting(*COUNTING[0])
     for iteration in range(ITERATIONS):
         if iteration == ITERATIONS // 2:
+            counting = max((Counting(*c) for c in COUNTING), key=lambda c: log_likelihood(passed(process, c)[1]))
             trials = [replace(process, noise=process.noise._replace(viable=q)) for q in NOISE_LEVELS]
-            process = max(trials, key=lambda trial: log_likelihood(passed(trial)[1]))
-        batches, innovations = passed(process)
+            process = max(trials, key=lambda trial: log_likelihood(passed(trial, counting)[1]))
+        batches, innovations = passed(process, counting)
         likelihood = log_likelihood(innovations)
         process = matched(process, default, innovations)
         means = np.array([b.belief.mean[where] for b in batches])
@@ -163,9 +189,9 @@ def learn(
         cov = cov * np.outer(shrink, shrink)
         mean = mean + OVERSTEP * (centred - mean)
     provenance: Mapping[str, str] = {"basis": f"empirical Bayes over {len(training)} batches: {', '.join(b.id for b in training)}"}
-    return Learnt(process, DonorPrior(names, mean, cov, provenance), likelihood)
+    return Learnt(process, DonorPrior(names, mean, cov, provenance), counting, likelihood)
 
 
 def passes() -> int:
     """How often `learn` goes over the training batches."""
-    return ITERATIONS + len(NOISE_LEVELS)
+    return ITERATIONS + len(COUNTING) + len(NOISE_LEVELS)

@@ -59,13 +59,15 @@ def build(
     import pymc as pm
     import pytensor.tensor as pt
 
-    from twin.donors.op import Trajectory, register_numba
+    from twin.donors.op import Trajectory
 
     fixed = [n for n in names if n not in process.donor_sd]
     if fixed:
         raise ValueError(f"preset {process.name!r} gives no donor spread for {', '.join(fixed)}")
-    register_numba()
-    coords = {"parameter": list(names), "donor": list(data.donors), "batch": list(data.batches)}
+    coords = {
+        "parameter": list(names), "donor": list(data.donors), "batch": list(data.batches),
+        "channel": list(data.samples), "stage": [y.name for y in data.yields],
+    }  # fmt: skip
     median = np.log([getattr(process.theta.cell, n) for n in names])
     spread = np.array([process.donor_sd[n] for n in names])
     x0, steps = data.initial, grid(data, span)
@@ -93,35 +95,67 @@ def build(
         )
         trajectory = Trajectory(data.controls(steps, span), process.theta, names, span, compiled)
         path = trajectory(pt.stack([pt.as_tensor(v) for v in start], axis=1), pt.exp(theta)[data.donor_of])
-        for channel, samples in data.samples.items():
-            _observe(channel, samples, path, steps, span)
-        for stage in data.yields:
-            centre = pm.Normal(f"yield_{stage.name}", np.log(stage.expected), 0.3)
-            scale = pm.LogNormal(f"yield_sd_{stage.name}", np.log(max(stage.spread, 0.05)), 0.5)
-            noise = pt.sqrt(scale**2 + 2.0 * CELL_COUNT_CV**2)
-            pm.Normal(f"seen_yield_{stage.name}", centre, noise, observed=stage.ratio)
+        _observe(data, path, steps, span)
+        _stage_yields(data)
     return model
 
 
-def _observe(channel: str, samples: Samples, path: Any, steps: int, span: float) -> None:
-    """Likelihood of one channel: the trajectory read between grid points, linear in ln."""
+def _observe(data: FitData, path: Any, steps: int, span: float) -> None:
+    """Likelihood of the bioreactor's samples: the trajectory read between grid points, linear in ln."""
     import pymc as pm
     import pytensor.tensor as pt
 
-    before = np.minimum(np.floor(samples.time / span + 1e-9).astype(int), steps - 1)
-    weight = (samples.time / span - before)[:, None]
-    x = pt.exp((1.0 - weight) * pt.log(path[before, samples.column]) + weight * pt.log(path[before + 1, samples.column]))
-    state = State(*(x[:, k] for k in range(len(State._fields))))
-    c = CHANNELS[channel]
-    predicted = c.observe(state, None, 0.0)  # type: ignore[arg-type]  # the fitted channels do not look at physiology
-    drift = pm.HalfNormal(f"q_{channel}", 0.01 if c.scale == "linear" else 0.05)
-    scale = pt.sqrt(samples.sd**2 + drift**2 * samples.time)
-    if channel == COUNTS:
-        pm.StudentT(f"seen_{channel}", nu=4.0, mu=pt.log(predicted + c.limit), sigma=scale, observed=np.log(samples.value + c.limit))
-    elif c.scale == "log":
-        pm.Normal(f"seen_{channel}", pt.log(predicted + c.limit), scale, observed=np.log(samples.value + c.limit))
-    else:
-        pm.Normal(f"seen_{channel}", predicted, scale, observed=samples.value)
+    drift = pm.HalfNormal("q", np.array([0.01 if c == "viability" else 0.05 for c in data.samples]), dims="channel")
+
+    def seen(channel: str, samples: Samples) -> Any:
+        before = np.minimum(np.floor(samples.time / span + 1e-9).astype(int), steps - 1)
+        weight = samples.time / span - before
+
+        def at(*fields: str) -> Any:
+            value = sum(path[:, :, State._fields.index(f)] for f in fields)
+            return pt.exp((1.0 - weight) * pt.log(value[before, samples.column]) + weight * pt.log(value[before + 1, samples.column]))
+
+        if channel == COUNTS:
+            return at("car_positive", "car_negative")
+        if channel == "viability":
+            viable = at("car_positive", "car_negative")
+            return viable / (viable + at("dead"))
+        return at(channel)
+
+    def together(channels: list[str]) -> tuple[Any, Any, np.ndarray]:
+        """Predictions, scales and readings of several channels on the scale where noise is Gaussian."""
+        own = [data.samples[c] for c in channels]
+        sizes = [s.time.size for s in own]
+        limit = np.repeat([CHANNELS[c].limit for c in channels], sizes)
+        q = pt.stack([drift[list(data.samples).index(c)] for c in channels])[np.repeat(np.arange(len(channels)), sizes)]
+        time, sd, value = (np.concatenate([getattr(s, f) for s in own]) for f in ("time", "sd", "value"))
+        predicted = pt.concatenate([seen(c, s) for c, s in zip(channels, own, strict=True)])
+        scale = pt.sqrt(sd**2 + q**2 * time)
+        return (predicted, scale, value) if channels == ["viability"] else (pt.log(predicted + limit), scale, np.log(value + limit))
+
+    counts, scale, value = together([COUNTS])
+    pm.StudentT("counts", nu=4.0, mu=counts, sigma=scale, observed=value)
+    if "viability" in data.samples:
+        viability, scale, value = together(["viability"])
+        pm.Normal("viabilities", viability, scale, observed=value)
+    analytes = [c for c in data.samples if c not in (COUNTS, "viability")]
+    if analytes:
+        predicted, scale, value = together(analytes)
+        pm.Normal("analytes", predicted, scale, observed=value)
+
+
+def _stage_yields(data: FitData) -> None:
+    """Likelihood of the stages that do not grow cells: log-normal over donors, with the error of both counts."""
+    import pymc as pm
+    import pytensor.tensor as pt
+
+    if not data.yields:
+        return
+    centre = pm.Normal("yield", np.log([y.expected for y in data.yields]), 0.3, dims="stage")
+    spread = pm.LogNormal("yield_sd", np.log([max(y.spread, 0.05) for y in data.yields]), 0.5, dims="stage")
+    of = np.repeat(np.arange(len(data.yields)), [y.ratio.size for y in data.yields])
+    noise = pt.sqrt(spread**2 + 2.0 * CELL_COUNT_CV**2)
+    pm.Normal("stage_yields", centre[of], noise[of], observed=np.concatenate([y.ratio for y in data.yields]))
 
 
 def _static(data: FitData, kinetic: Any) -> Any:

@@ -60,10 +60,11 @@ def _write(path: Path, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) 
             writer.writerow(columns)
             writer.writerows([repr(c) if isinstance(c, float) else "" if c is None else c for c in row] for row in rows)
         return
-    import pandas  # heavy, and most files are CSV
+    import pyarrow  # heavy, and most files are CSV
+    import pyarrow.parquet as parquet
 
-    frame = pandas.DataFrame(list(rows), columns=list(columns))
-    for column in frame:
-        if frame[column].map(lambda c: isinstance(c, str)).any():  # one column, one type: mixed metadata become text
-            frame[column] = frame[column].map(lambda c: c if c is None or isinstance(c, str) else repr(c))
-    frame.to_parquet(path, index=False)
+    cells = {name: [row[k] for row in rows] for k, name in enumerate(columns)}
+    for name, column in cells.items():
+        if any(isinstance(c, str) for c in column):  # one column, one type: metadata of both kinds become text
+            cells[name] = [c if c is None or isinstance(c, str) else repr(c) for c in column]
+    parquet.write_table(pyarrow.table(cells), path)

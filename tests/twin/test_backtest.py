@@ -1,0 +1,162 @@
+"""The backtest: baselines as published, nothing of the left-out group leaks, and the twin beats persistence."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twin.backtest import Backtest, BacktestError, backtest
+from twin.backtest import learn as learning
+from twin.backtest.learn import Counting, effective, first_visits, matched
+from twin.backtest.steps import expected_increment, mean_increments, rmse, scored_channels, steps
+from twin.config import load_config
+from twin.estimator import Innovation
+from twin.evidence import Measurement
+from twin.records import RecordedBatch, read_batches
+
+DATA = Path(os.environ.get("CELLTWIN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "data" / "synthetic_fedbatch.csv"
+
+
+def measured(path: str) -> list[RecordedBatch]:
+    if not (DATA / path).is_file():
+        pytest.skip(f"measured data not at {DATA}; set CELLTWIN_DATA")
+    return read_batches(DATA / path)
+
+
+NISTCHO, CLONALYZER = "nistcho_fedbatch/vicell.csv", "clonalyzer_cho_fedbatch/runs_tidy.csv"
+
+
+@pytest.mark.parametrize(
+    ("path", "n", "persistence", "group_mean"), [(NISTCHO, 174, 0.505, 0.179), (CLONALYZER, 90, 0.555, 0.304)]
+)
+def test_the_baselines_are_the_published_ones(path: str, n: int, persistence: float, group_mean: float) -> None:
+    batches = measured(path)
+    all_steps = [s for b in batches for s in steps(b, "viable_density")]
+    assert len(all_steps) == n
+    assert rmse(s.increment for s in all_steps) == pytest.approx(persistence, abs=6e-4)
+    errors = []
+    for s in all_steps:
+        others = mean_increments(t for t in all_steps if t.group != s.group)
+        errors.append(s.increment - expected_increment(s, others))
+    assert rmse(errors) == pytest.approx(group_mean, abs=6e-4)
+
+
+def record(name: str, values: list[tuple[float, float]]) -> RecordedBatch:
+    readings = tuple(Measurement(f"viable_density@{t!r}", "viable_density", v, t, t) for t, v in values)
+    return RecordedBatch(name, name, name, "cho", None, readings, ())
+
+
+def test_a_second_reading_of_one_visit_is_no_step() -> None:
+    found = steps(record("b", [(0.0, 1.0), (1.0, 2.0), (1.02, 1.8), (2.0, 3.6)]), "viable_density")
+    assert [(s.index, s.start, s.end) for s in found] == [(0, 0.0, 1.0), (1, 1.02, 2.0)]
+    assert [s.increment for s in found] == pytest.approx([np.log(2.0), np.log(2.0)])
+    assert scored_channels([record("b", [(0.0, 1.0)])]) == ()
+
+
+def test_beyond_the_last_step_of_the_others_their_last_one_stands() -> None:
+    means = mean_increments(steps(record("b", [(0.0, 1.0), (1.0, 2.0), (2.0, 2.0)]), "viable_density"))
+    long = steps(record("c", [(0.0, 1.0), (1.0, 1.0), (2.0, 1.0), (3.0, 1.0)]), "viable_density")
+    assert [expected_increment(s, means) for s in long] == pytest.approx([np.log(2.0), 0.0, 0.0])
+
+
+def test_what_is_not_measured_does_not_limit() -> None:
+    process = load_config("cho")
+    blind, names = effective(process, ("viable_density", "viability"))
+    assert "a_G" not in names and blind.theta.cell.a_G < 1e-6 and blind.theta.cell.Y_AQ < 1e-6
+    seeing, names = effective(process, ("viable_density", "glucose", "lactate", "glutamine"))
+    assert {"a_G", "Y_LG", "a_Q"} <= set(names)
+    assert seeing.theta.cell.a_G == process.theta.cell.a_G and seeing.theta.cell.K_Q < 1e-6
+
+
+def test_the_initial_state_is_that_of_the_training_batches() -> None:
+    training = [record(f"b{k}", [(0.0, v), (1.0, 2 * v)]) for k, v in enumerate((0.2, 0.3, 0.45))]
+    process = first_visits(load_config("cho"), training)
+    assert process.initial.viable == pytest.approx(0.3, rel=1e-9)
+    expected = np.std(np.log([0.2, 0.3, 0.45]), ddof=1)
+    assert process.initial_sd.viable == pytest.approx(np.sqrt(expected**2 - process.sensors["viable_density"].sd ** 2))
+
+
+def test_sensor_noise_follows_the_innovations() -> None:
+    process = load_config("cho")
+    sd = process.sensors["viability"].sd
+
+    def drawn(scale: float) -> list[Innovation]:
+        rng = np.random.default_rng(1)
+        s = 2 * sd**2
+        return [Innovation(0.0, "viability", r, s, r * r / s, True) for r in scale * np.sqrt(s) * rng.standard_normal(400)]
+
+    assert matched(process, process, drawn(1.0)).sensors["viability"].sd == pytest.approx(sd, rel=0.1)
+    assert matched(process, process, drawn(1.5)).sensors["viability"].sd > 1.3 * sd
+    assert matched(process, process, drawn(0.3)).sensors["viability"].sd == pytest.approx(sd / 2)
+
+
+def test_counting_noise_is_poisson_above_a_floor() -> None:
+    noise = Counting(0.05, 0.12)
+    assert noise.variance(1.0) == pytest.approx(0.05**2 + 0.12**2)
+    assert noise.variance(1e6) == pytest.approx(0.05**2, rel=1e-3)
+    noted = noise.applied(record("b", [(0.0, 4.0)])).measurements[0]
+    assert noted.sd == pytest.approx(4.0 * np.sqrt(0.05**2 + 0.06**2))
+
+
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass of learning: enough to test the bookkeeping."""
+    monkeypatch.setattr(learning, "ITERATIONS", 2)
+    monkeypatch.setattr(learning, "NOISE_LEVELS", (0.10,))
+    monkeypatch.setattr(learning, "COUNTING", ((0.08, 0.0),))
+
+
+def test_nothing_of_the_left_out_group_leaks(brisk: None) -> None:
+    batches, process = read_batches(EXAMPLE), load_config("cho")
+    victim = batches[0]
+    spoilt = replace(
+        victim,
+        measurements=tuple(
+            replace(m, value=m.value * 3.0) if m.channel == "viable_density" and m.sampled_at > 6.5 else m for m in victim.measurements
+        ),
+    )
+    ticks: list[tuple[int, int]] = []
+    honest = backtest(batches, process, tick=lambda done, total: ticks.append((done, total)))
+    changed = backtest([spoilt, *batches[1:]], process)
+    assert honest.priors[victim.group].mean.tobytes() == changed.priors[victim.group].mean.tobytes()
+    assert honest.priors[victim.group].cov.tobytes() == changed.priors[victim.group].cov.tobytes()
+    assert honest.priors[batches[1].group].mean.tobytes() != changed.priors[batches[1].group].mean.tobytes()
+
+    def foretold(result: Backtest, until: float) -> list[tuple[str, float, float, float]]:
+        return [(p.step.channel, p.step.end, p.mean, p.sd) for p in result.predictions if p.step.batch == victim.id and p.step.end <= until]
+
+    assert foretold(honest, 7.0) == foretold(changed, 7.0)  # the reading of day 7 is not seen before it is predicted
+    assert foretold(honest, 8.0) != foretold(changed, 8.0)
+    assert all(p.since < p.step.end for p in honest.predictions)
+    assert ticks[-1][0] == ticks[-1][1] and [t[0] for t in ticks] == sorted(t[0] for t in ticks)
+
+    density = next(s for s in honest.one_step if s.channel == "viable_density")
+    assert density.n == 4 * 12 and density.rmse < density.persistence
+    assert 0.75 <= density.coverage90 <= 1.0
+    assert {s.channel for s in honest.one_step} == {"viable_density", "viability", "glucose", "lactate"}
+    assert all(0.0 <= h.coverage90 <= 1.0 and h.n >= 4 for h in honest.horizon) and honest.horizon
+
+
+def test_records_that_cannot_be_backtested_are_refused_in_one_line() -> None:
+    batches, process = read_batches(EXAMPLE), load_config("cho")
+    with pytest.raises(BacktestError, match="needs two or more"):
+        backtest(batches[:1], process)
+    uncounted = [replace(b, measurements=tuple(m for m in b.measurements if m.channel == "glucose")) for b in batches]
+    with pytest.raises(BacktestError, match="viable_density"):
+        backtest(uncounted, process)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("path", "persistence", "stands"), [(NISTCHO, 0.505, 0.20), (CLONALYZER, 0.555, 0.36)])
+def test_the_twin_beats_persistence_on_measured_batches(path: str, persistence: float, stands: float) -> None:
+    result = backtest(measured(path), load_config("cho"))
+    density = next(s for s in result.one_step if s.channel == "viable_density")
+    assert density.persistence == pytest.approx(persistence, abs=6e-4)
+    assert density.rmse < stands < persistence
+    assert 0.78 <= density.coverage90 <= 0.97

@@ -1,0 +1,150 @@
+"""Sampling the posterior: the log-density as a plain function, NUTS by nutpie (or PyMC where nutpie is absent).
+
+The graph around the trajectory is small, so it runs on PyTensor's virtual machine without compiling it: no C++ compiler is
+needed and nothing is cached. n-ary products are split into binary ones first, for which NumPy has fast loops.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import reduce
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import arviz
+    import pymc as pm
+
+
+class Density(NamedTuple):
+    """Unconstrained coordinates of a model and its log-density there."""
+
+    start: np.ndarray  # [n]
+    value_and_gradient: Callable[[np.ndarray], tuple[Any, Any]]
+    expand: Callable[[np.ndarray], list[Any]]  # coordinates -> values of `names`
+    names: tuple[str, ...]
+
+
+def density(model: pm.Model) -> Density:
+    """The model's log-density over its flattened unconstrained variables."""
+    import pytensor
+    from pymc.model.transform.optimization import freeze_dims_and_data
+    from pymc.pytensorf import join_nonshared_inputs, rewrite_pregrad
+
+    model = freeze_dims_and_data(model)
+    point = model.initial_point(0)
+    free = [v for v in (*model.free_RVs, *model.deterministics)]
+    outputs = [model.logp(), *model.replace_rvs_by_values(free)]
+    joined_outputs, joined = join_nonshared_inputs(point, outputs, model.value_vars)
+    logp = rewrite_pregrad(joined_outputs[0])  # equal parts made one: one adjoint, not one a likelihood term
+    gradient = pytensor.grad(logp, joined)
+    names = tuple(v.name or "" for v in free)
+    start = np.concatenate([np.ravel(point[v.name]) for v in model.value_vars])
+    return Density(start, _function(joined, [logp, gradient]), _function(joined, joined_outputs[1:]), names)
+
+
+def _function(argument: Any, outputs: list[Any]) -> Any:
+    import pytensor
+    from pytensor.compile.mode import Mode
+    from pytensor.graph.fg import FunctionGraph
+    from pytensor.graph.rewriting.basic import in2out, node_rewriter
+    from pytensor.graph.rewriting.utils import rewrite_graph
+    from pytensor.link.vm import VMLinker
+    from pytensor.scalar.basic import Add, Mul
+    from pytensor.tensor.elemwise import Elemwise
+
+    @node_rewriter([Elemwise])
+    def binary(graph: Any, node: Any) -> Any:
+        if isinstance(node.op.scalar_op, (Add, Mul)) and len(node.inputs) > 2:
+            return [reduce(node.op, node.inputs)]
+        return None
+
+    graph = FunctionGraph([argument], outputs, clone=True)
+    rewrite_graph(graph, include=("canonicalize", "stabilize"))
+    in2out(binary).rewrite(graph)
+    mode = Mode(VMLinker(use_cloop=False, c_thunks=False), None)
+    function = pytensor.function(list(graph.inputs), list(graph.outputs), mode=mode)
+    function.trust_input = True
+    return function
+
+
+def nuts(
+    model: pm.Model, *, draws: int, tune: int, chains: int, seed: int, cores: int, tick: Callable[[float], None] | None = None
+) -> tuple[arviz.InferenceData, str]:
+    """Posterior draws and the name of the sampler. `tick` is called with the share of draws that came since the last call."""
+    target = density(model)
+    if find_spec("nutpie") is None:
+        return _by_pymc(model, draws, tune, chains, seed, cores), "pymc"
+    return _by_nutpie(model, target, draws, tune, chains, seed, cores, tick), "nutpie"
+
+
+def _by_nutpie(
+    model: pm.Model, target: Density, draws: int, tune: int, chains: int, seed: int, cores: int,
+    tick: Callable[[float], None] | None,
+) -> arviz.InferenceData:  # fmt: skip
+    import nutpie
+    from nutpie.compiled_pyfunc import from_pyfunc
+
+    az = import_arviz()
+    n = target.start.size
+
+    def make_density() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+        evaluate = target.value_and_gradient.copy()  # type: ignore[attr-defined]  # a chain is a thread; storage is not shared
+
+        def call(x: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = evaluate(np.array(x))
+            if not np.isfinite(value) or not np.isfinite(gradient).all():
+                return -np.inf, np.zeros(n)
+            return float(value), np.asarray(gradient)
+
+        return call
+
+    def make_expand(*_: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        return lambda x: {"q": np.array(x)}
+
+    def begin(seed: int) -> np.ndarray:
+        return target.start + np.random.default_rng(seed).uniform(-0.1, 0.1, n)
+
+    compiled = from_pyfunc(n, make_density, make_expand, [np.dtype("float64")], [(n,)], ["q"], make_initial_point_fn=begin)
+    sampler = nutpie.sample(
+        compiled, draws=draws, tune=tune, chains=chains, cores=cores, seed=seed, progress_bar=False,
+        low_rank_modified_mass_matrix=True, save_warmup=False,
+    )  # fmt: skip
+    q = np.asarray(sampler.posterior["q"])
+    return _named(az, model, target, q, sampler.sample_stats)
+
+
+def _named(az: Any, model: pm.Model, target: Density, q: np.ndarray, stats: Any) -> arviz.InferenceData:
+    """Draws [chain, draw, n] in unconstrained coordinates to the model's own variables, with their coordinates."""
+    flat_draws = [target.expand(np.ascontiguousarray(v)) for v in q.reshape(-1, q.shape[-1])]
+    posterior = {
+        name: np.stack([np.asarray(d[k]) for d in flat_draws]).reshape(*q.shape[:2], *np.shape(flat_draws[0][k]))
+        for k, name in enumerate(target.names)
+    }
+    dims = {k: [str(d) for d in v] for k, v in model.named_vars_to_dims.items() if k in posterior}
+    coords = {k: list(v) for k, v in model.coords.items() if v is not None and len(v)}
+    return az.from_dict(
+        posterior=posterior, sample_stats={k: np.asarray(v) for k, v in stats.data_vars.items() if v.ndim == 2},
+        coords=coords, dims=dims,
+    )  # fmt: skip
+
+
+def _by_pymc(model: pm.Model, draws: int, tune: int, chains: int, seed: int, cores: int) -> arviz.InferenceData:
+    import pymc as pm
+
+    with model:
+        return pm.sample(
+            draws=draws, tune=tune, chains=chains, cores=cores, random_seed=seed, progressbar=False,
+            target_accept=0.9, compile_kwargs={"mode": "FAST_COMPILE"},
+        )  # fmt: skip
+
+
+def import_arviz() -> Any:
+    """ArviZ without its announcement of the next major version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz
