@@ -1,9 +1,9 @@
 """The embedded development broker: what `celltwin demo` and the tests talk to. Loopback only, gone when we are gone.
 
 Rule 1: mosquitto (MQTT v5) where it is installed, else amqtt (MQTT 3.1.1, pure Python); each in its own process.
-Rule 2: a queue that cannot silently drop: mosquitto's default of 1000 waiting messages is raised, and it saves at every
-change; amqtt keeps the queue of a session only if it has a user name, so its URL carries one. What amqtt has sent and not
-seen acknowledged it does not send again (measured on 0.12.1): a client must repeat what is not answered.
+Rule 2: a queue that cannot silently drop: mosquitto's default of 1000 waiting messages is raised; amqtt keeps the queue of
+a session only if it has a user name, so its URL carries one. What amqtt has sent and not seen acknowledged it does not
+send again (measured on 0.12.1): a client must repeat what is not answered.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Literal
 
@@ -46,16 +46,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def mosquitto_conf(port: int, store: Path) -> str:
-    """Configuration of a loopback mosquitto that survives a kill: every acknowledged message is on disk within a second."""
-    return "\n".join([
-        f"listener {port} 127.0.0.1",
-        "allow_anonymous true",
-        *(["user root"] if os.geteuid() == 0 else []),  # else it becomes `mosquitto` and cannot write its own store
+def mosquitto_conf(port: int, store: Path | None) -> str:
+    """Configuration of a loopback mosquitto. With a `store`, every acknowledged message is on disk: the broker may be killed."""
+    keep = [
         "persistence true",
         f"persistence_location {store}/",
         "autosave_on_changes true",
         "autosave_interval 1",
+    ]
+    return "\n".join([
+        f"listener {port} 127.0.0.1",
+        "allow_anonymous true",
+        *(["user root"] if os.geteuid() == 0 else []),  # else it becomes `mosquitto` and cannot write its own store
+        *(keep if store is not None else ["persistence false"]),
         "max_queued_messages 0",
         "max_inflight_messages 500",
         "set_tcp_nodelay true",
@@ -66,10 +69,10 @@ def mosquitto_conf(port: int, store: Path) -> str:
 
 
 @contextlib.contextmanager
-def development_broker(prefer: Kind = "auto", port: int | None = None, store: Path | None = None) -> Iterator[str]:
+def development_broker(prefer: Kind = "auto", port: int | None = None, store: Path | None = None) -> Generator[str]:
     """A broker on loopback for the duration of the block; yields its URL.
 
-    `store`: folder of mosquitto's persistence (default: a temporary one). Raises NoBroker.
+    `store`: folder of mosquitto's persistence; without one its memory ends with the block. Raises NoBroker.
     """
     executable = find_mosquitto() if prefer != "amqtt" else None
     if prefer == "mosquitto" and executable is None:
@@ -81,9 +84,10 @@ def development_broker(prefer: Kind = "auto", port: int | None = None, store: Pa
         folder = Path(scratch)
         log = folder / "broker.log"
         if executable is not None:
-            (store or folder).mkdir(parents=True, exist_ok=True)
+            if store is not None:
+                store.mkdir(parents=True, exist_ok=True)
             conf = folder / "mosquitto.conf"
-            conf.write_text(mosquitto_conf(at, store or folder))
+            conf.write_text(mosquitto_conf(at, store))
             command, url = [executable, "-c", str(conf)], f"mqtt://127.0.0.1:{at}"
         else:
             command, url = [sys.executable, "-m", "service.broker", str(at)], f"mqtt://{USER}@127.0.0.1:{at}"

@@ -99,7 +99,7 @@ class ServiceConfig(_Root):
     clock: Literal["wall", "event"] = "wall"
     policy: str = "mpc"  # or a recipe's name
     filter: Literal["ukf", "ekf"] = "ukf"
-    prior: Path | None = None  # donor-prior artefact; null: the preset's published spreads
+    prior: Path | None = None  # donor-prior artefact, or a shipped one by name; null: the preset's published spreads
     mpc: dict[str, int | float | None] = {}  # fields of `controllers.mpc.MpcSettings` and its prices
     futures: int = Field(default=200, ge=20, le=20_000)  # size of the forecast ensemble
     sensors: str | None = None  # entry or file; null: the process's own
@@ -202,6 +202,9 @@ def _beside(content: Any, folder: Path) -> Any:
         return str((folder / Path(value).expanduser()).resolve()) if named else value
 
     fixed = {k: path(v, k in ("data", "prior")) if k in _PATHS else v for k, v in content.items()}
+    shipped = content.get("prior")
+    if isinstance(shipped, str) and is_id(shipped) and (configs_dir() / "priors" / shipped).is_dir():
+        fixed["prior"] = str(configs_dir() / "priors" / shipped)
     broker = fixed.get("broker")
     if isinstance(broker, dict):
         tls = broker.get("tls")
@@ -219,8 +222,16 @@ def _load(model: type[C], path: Path) -> C:
 
 
 def load_service(path: Path) -> ServiceConfig:
-    """The service configuration in `path`. Raises ConfigError naming file, field and expectation."""
-    return _load(ServiceConfig, path)
+    """The service configuration in `path`. Raises ConfigError naming file, field and expectation.
+
+    A prior that is missing or damaged is found here, not at the first batch (ArtefactError).
+    """
+    config = _load(ServiceConfig, path)
+    if config.prior is not None:
+        from twin.donors.artefact import load_prior
+
+        load_prior(config.prior)
+    return config
 
 
 def load_edge(path: Path) -> EdgeConfig:

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Lease:
 
 
 @contextlib.contextmanager
-def hold(folder: Path, at_least: int = 0) -> Iterator[Lease]:
+def hold(folder: Path, at_least: int = 0) -> Generator[Lease]:
     """Lock `folder` for the duration of the block and take the next epoch, above `at_least`.
 
     Raises ConfigError when another process holds it or it cannot be written.
@@ -37,12 +37,16 @@ def hold(folder: Path, at_least: int = 0) -> Iterator[Lease]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be used as data directory: {error.strerror}; name another as data") from None
+        raise ConfigError(
+            f"{folder}: cannot be used as data directory: {error.strerror}; name another as data"
+        ) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"{folder}: another service runs on this data directory; stop it or name another as data") from None
+            raise ConfigError(
+                f"{folder}: another service runs on this data directory; stop it or name another as data"
+            ) from None
         yield _next(folder, at_least)
     finally:
         os.close(handle)
@@ -56,7 +60,9 @@ def _next(folder: Path, at_least: int) -> Lease:
             content = json.loads(path.read_text(encoding="utf-8"))
             last = Lease(int(content["epoch"]), str(content["name"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: damaged ({error}); restore it, or remove it if no edge remembers its epoch") from None
+            raise ConfigError(
+                f"{path}: damaged ({error}); restore it, or remove it if no edge remembers its epoch"
+            ) from None
     lease = Lease(max(last.epoch, at_least) + 1, last.name)
     fresh = path.with_suffix(".new")
     try:
@@ -71,5 +77,7 @@ def _next(folder: Path, at_least: int) -> Lease:
         finally:
             os.close(parent)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}; free the disk or name another data directory") from None
+        raise ConfigError(
+            f"{path}: cannot be written: {error.strerror}; free the disk or name another data directory"
+        ) from None
     return lease

@@ -107,7 +107,9 @@ def speaks_v5(address: Address, timeout: float = 3.0) -> bool:
     name = b"celltwin-probe"
     body = b"\x00\x04MQTT\x05\x02\x00\x05\x00" + len(name).to_bytes(2, "big") + name
     with socket.create_connection((address.host, address.port), timeout=timeout) as plain:
-        link: socket.socket = _context(address).wrap_socket(plain, server_hostname=address.host) if address.tls else plain
+        link: socket.socket = (
+            _context(address).wrap_socket(plain, server_hostname=address.host) if address.tls else plain
+        )
         link.settimeout(timeout)
         link.sendall(b"\x10" + bytes([len(body)]) + body)
         with contextlib.suppress(TimeoutError, ConnectionError):
@@ -243,7 +245,11 @@ class Link:
         if self._will is not None:
             client.will_set(self._will.topic, self._will.payload, qos=1, retain=self._will.retain)
         client.on_socket_open = _no_delay
-        client.on_connect, client.on_disconnect, client.on_message = self._on_connect, self._on_disconnect, self._on_message
+        client.on_connect, client.on_disconnect, client.on_message = (
+            self._on_connect,
+            self._on_disconnect,
+            self._on_message,
+        )
         client.on_publish = self._on_publish
         return client
 
@@ -260,7 +266,7 @@ class Link:
             self._note(f"broker {self.address}: {self._refused}")
             return
         self._link += 1
-        options = SubscribeOptions(qos=1, retainAsPublished=self._own_retained) if self.v5 else 1
+        options: Any = SubscribeOptions(qos=1, retainAsPublished=self._own_retained) if self.v5 else 1
         if self._subscriptions:
             client.subscribe([(topic, options) for topic in self._subscriptions])
         try:

@@ -108,7 +108,9 @@ class Runner:
         for desk in list(self.desks.values()):
             if desk.running is not None:
                 for override in self._standing(desk, desk.running):
-                    self._post(desk, Output(override.suffix, encode(override), "sent", True, False, override.valid_until))
+                    self._post(
+                        desk, Output(override.suffix, encode(override), "sent", True, False, override.valid_until)
+                    )
                 self._estimate(desk.unit)
 
     def take(self, group: Sequence[Received], acknowledge: Callable[[Received], None] = lambda m: None) -> None:
@@ -173,14 +175,18 @@ class Runner:
             if left <= 0.0 or self.config.mode != "closed":
                 return
         if o.publish:
-            posting = Posting(f"{desk.root}/{o.suffix}", o.payload, o.retain, None if left is None else max(1, int(left)))
+            posting = Posting(
+                f"{desk.root}/{o.suffix}", o.payload, o.retain, None if left is None else max(1, int(left))
+            )
             if o.retain:
                 self.posted[posting.topic] = posting
             self.publish(posting)
 
     def _refuse_retained(self, unit: str, m: Received, at: datetime) -> None:
         """A retained message may be of any age: it is no fact, and no input of the desk."""
-        verdict = Rejected("retained", "what goes to the twin is never retained: publish it again without, and clear the topic")
+        verdict = Rejected(
+            "retained", "what goes to the twin is never retained: publish it again without, and clear the topic"
+        )
         desk, (said,) = refuse(self._desk(unit), m.topic, verdict, at)
         self.journal.append(Entry(at, "dropped", m.topic, _bounded(m.payload)))
         self.desks[unit] = desk

@@ -22,7 +22,7 @@ from simulators.scenario import Scenario, load_scenario
 from twin.batch import start
 from twin.donors.prior import DonorPrior, preset_prior
 from twin.evidence import ACTUATORS, Fact, Refused
-from twin.process import Process, Recipe
+from twin.process import Limits, Process, Recipe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +95,7 @@ def run_closed_loop(
                 continue
             for decision in taken:
                 decisions.append(decision)
-                for override in overrides(decision, len(decisions), recipe.version):
+                for override in overrides(decision, len(decisions), recipe.version, process.limits):
                     rig.command(override)
     return BatchResult(
         name, rig.donor.id, seed, rig.outcome(), rig.truth, tuple(facts), tuple(decisions), tuple(rig.acks), tuple(refused), session
@@ -123,22 +123,28 @@ def mpc_caps(caps: Caps) -> dict[str, float]:
     return {"k1": caps.of_recipe_max, "k2": caps.of_recipe_now, "cap_floor": caps.floor}
 
 
-def overrides(decision: Decision, seq: int, recipe_version: int, epoch: int = 1) -> tuple[Override, ...]:
-    """The overrides that a decision asks for: one per actuator, and harvest (1: now; 0: not yet). None if it refrains."""
+def overrides(
+    decision: Decision, seq: int, recipe_version: int, limits: Limits, epoch: int = 1
+) -> tuple[Override, ...]:
+    """The overrides that a decision asks for: one per actuator that may run at all, and harvest (1: now; 0: not yet).
+
+    None if the decision refrains.
+    """
     if decision.control is None:
         return ()
-    rates = {**decision.control._asdict(), HARVEST: 1.0 if decision.harvest else 0.0}
+    rates = {a: float(getattr(decision.control, a)) for a in ACTUATORS if getattr(limits, f"{a}_max") > 0.0}
+    rates[HARVEST] = 1.0 if decision.harvest else 0.0
     return tuple(
         Override(
             cmd_id=f"{decision.basis[:16]}-{seq}-{name}",
             epoch=epoch,
             seq=seq,
             actuator=name,
-            rate=float(rates[name]),
+            rate=rate,
             valid_from=decision.at,
             valid_until=decision.valid_until,
             recipe_version=recipe_version,
             basis_hash=decision.basis,
         )
-        for name in (*ACTUATORS, HARVEST)
+        for name, rate in rates.items()
     )

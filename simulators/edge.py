@@ -3,7 +3,7 @@
 Rule 1. The recipe runs whatever happens to the twin; an override that is not valid now counts as absent (S1).
 Rule 2. An override is capped by the hardware, by the recipe's largest rate and by the recipe's present rate, may change a
         rate only so fast, and draws on a budget above the recipe; the budget is 0 unless a person raised it (S2).
-Rule 3. A lower epoch than the highest seen is refused, the same `cmd_id` is answered as before and acts once (S6, S7).
+Rule 3. A lower epoch than the highest accepted is refused, the same `cmd_id` is answered as before and acts once (S6, S7).
 Rule 4. Gates are written "accept if low <= value <= high": NaN closes them (S3). Every refusal carries a reason code (S13).
 Harvest is an actuator too: the recipe harvests when its rule says so; an override of 1 begins the harvest, one of 0 holds
 back the recipe's counted dose while it is valid, never its latest day. Times in days, rates in VVD and IU/mL/d.
@@ -107,7 +107,7 @@ class EdgeState:
     answering: Mapping[str, str | None] = field(default_factory=dict)  # actuator -> cmd_id in force
     overrides: Mapping[str, Override] = field(default_factory=dict)  # newest accepted per actuator
     answers: Mapping[str, Ack] = field(default_factory=dict)
-    epoch: int = 0  # highest seen
+    epoch: int = 0  # highest accepted
     spent: tuple[Spent, ...] = ()
     reported: Mapping[str, float] = field(default_factory=dict)  # actuator -> time of its last read-back
 

@@ -160,7 +160,9 @@ def _bioreactor(
         current = {"perfusion": float(u.perfusion), "cytokine_dose": float(u.cytokine_dose)}
         x = carry(plant, x, u, now, HOUR)
         now = round((now + HOUR) * 24) / 24
-    return (tuple(sorted(measured, key=by_time)), tuple(applied)), float(x.viable_cells)
+    return (tuple(sorted(measured, key=by_time)), tuple(sorted(applied, key=lambda a: (a.at, a.actuator)))), float(
+        x.viable_cells
+    )
 
 
 def _newest(measured: list[Measurement], now: float) -> dict[str, Reading]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-
 from typing import TypeVar
 
 import numpy as np
@@ -100,7 +99,9 @@ def assimilate(batch: Batch, m: Measurement) -> Batch:
 def apply(batch: Batch, c: ControlApplied) -> Batch:
     """Record what a pump did from `c.at` on, late or not. Raises Refused: unknown_actuator, out_of_range, conflict."""
     if c.actuator not in (*ACTUATORS, "harvest"):
-        raise Refused("unknown_actuator", f"unknown actuator {c.actuator!r}; known: {', '.join((*ACTUATORS, 'harvest'))}")
+        raise Refused(
+            "unknown_actuator", f"unknown actuator {c.actuator!r}; known: {', '.join((*ACTUATORS, 'harvest'))}"
+        )
     if not 0.0 <= c.rate < 1e5 or not 0.0 <= c.at < 1e4:
         raise Refused("out_of_range", f"{c.actuator} rate {c.rate!r} at {c.at!r} d is impossible")
     if any(k.id == c.id for k in batch.applied):
@@ -204,7 +205,9 @@ def _admit(m: Measurement) -> None:
     if not m.sampled_at >= 0.0:
         raise Refused("before_inoculation", f"{m.id!r} was sampled at {m.sampled_at!r} d, before inoculation")
     if not m.sampled_at <= m.received_at:
-        raise Refused("from_the_future", f"{m.id!r} was sampled at {m.sampled_at!r} d but received at {m.received_at!r} d")
+        raise Refused(
+            "from_the_future", f"{m.id!r} was sampled at {m.sampled_at!r} d but received at {m.received_at!r} d"
+        )
     if m.sd is not None and not 0.0 < m.sd < 1e6:
         raise Refused("bad_sd", f"{m.id!r}: sd {m.sd!r} must be positive")
 
@@ -233,7 +236,9 @@ def _replay(batch: Batch, position: int) -> Batch:
         return batch
     point = _last_checkpoint(batch, position)
     checkpoints = list(batch.checkpoints[: bisect_right(batch.checkpoints, position, key=lambda c: c.count)])
-    innovations = list(batch.innovations[: sum(m.channel in batch.process.sensors for m in batch.evidence[: point.count])])
+    innovations = list(
+        batch.innovations[: sum(m.channel in batch.process.sensors for m in batch.evidence[: point.count])]
+    )
     for m in batch.evidence[point.count :]:
         point, innovation = _absorb(batch, point, m)
         checkpoints.append(point)

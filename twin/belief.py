@@ -33,7 +33,7 @@ class Layout(NamedTuple):
     def error_start(self) -> int:
         return N_STATE + len(self.parameters)
 
-    def index(self, name: str) -> int:
+    def index(self, name: str) -> int:  # pyright: ignore[reportIncompatibleMethodOverride] - of a name, not a value
         return self.names.index(name)
 
 

@@ -267,4 +267,4 @@ def rates(x: State, u: Control, theta: Theta) -> State:
         strong_ion=(p + f) * (m.strong_ion - x.strong_ion) - phys.q_L * viable + base,
         activation=(1.0 - x.activation) / c.tau_lag,
         volume=growth_of_volume * x.volume,
-    )
+    )  # fmt: skip

@@ -202,7 +202,7 @@ def load_preset(name: str) -> PresetFile:
     preset = parse(PresetFile, read_yaml(path), str(path))
     _numbers(str(path), "cell", preset.cell, Kinetics._fields)
     _numbers(str(path), "vessel", preset.vessel, Vessel._fields)
-    physical = set(State._fields) - {"car_positive", "car_negative", "dead"} | {"viable_density", "viability", "car_fraction"}
+    physical = set(State._fields) - {"car_positive", "car_negative", "dead"} | {"viable_density", "viability", "car_fraction"}  # fmt: skip
     _numbers(str(path), "initial", preset.initial, tuple(sorted(physical)))
     return preset
 
@@ -233,7 +233,9 @@ def load_sensors(name: str) -> Mapping[str, Sensor]:
     if unknown:
         raise ConfigError(f"{path}: unknown channels {unknown}; known: {', '.join(CHANNELS)}")
     return {
-        k: Sensor(k, s.unit, s.sd, s.gate, s.stale_after, SensorError(**s.error.model_dump()) if s.error else None, s.source)
+        k: Sensor(
+            k, s.unit, s.sd, s.gate, s.stale_after, SensorError(**s.error.model_dump()) if s.error else None, s.source
+        )
         for k in CHANNELS
         if (s := entries.get(k)) is not None
     }

@@ -24,8 +24,7 @@ Vector = Float[np.ndarray, " n"]
 Matrix = Float[np.ndarray, "n n"]
 
 STREAK = 3
-"""After so many rejections in a row of one channel the state, not the sensor, is doubted: widen by INFLATE and accept."""
-INFLATE = 9.0
+"""After so many rejections in a row of one channel the state, not the sensor, is doubted: widen the belief and accept."""
 
 
 class Datum(NamedTuple):
@@ -63,6 +62,10 @@ class StateSpace(Protocol):
         """Covariance Q gathered over `span` days."""
         ...
 
+    def widened(self, cov: Matrix) -> Matrix:
+        """The covariance of a belief that has been contradicted `STREAK` times."""
+        ...
+
     def observe(self, points: np.ndarray, channel: str, drive: Any) -> np.ndarray:
         """Predicted readings [m] at points [n, m], on the compared scale."""
         ...
@@ -85,7 +88,12 @@ def symmetric(cov: Matrix) -> Matrix:
 
 
 def root(cov: Matrix) -> Matrix:
-    """Upper Cholesky factor, as filterpy wants it; a covariance that lost definiteness is repaired by its eigenvalues."""
+    """Upper Cholesky factor, as filterpy wants it; a covariance that lost definiteness is repaired by its eigenvalues.
+
+    A covariance that is not finite gives NaN: the belief says so itself (`Belief.finite`), and every gate stays shut.
+    """
+    if not np.isfinite(cov).all():
+        return np.full_like(cov, np.nan)
     try:
         return linalg.cholesky(cov, check_finite=False)
     except linalg.LinAlgError:
@@ -95,7 +103,7 @@ def root(cov: Matrix) -> Matrix:
 
 
 def _condition(
-    belief: Belief, time: float, datum: Datum, predicted: float, variance: float, cross: Vector, streak: int
+    belief: Belief, datum: Datum, predicted: float, variance: float, cross: Vector
 ) -> tuple[Belief, Innovation]:
     """Gaussian conditioning on one scalar, behind the gate.
 
@@ -106,14 +114,24 @@ def _condition(
     s = variance + datum.r
     nis = residual * residual / s
     accepted = bool(nis <= datum.gate * datum.gate)
-    innovation = Innovation(time, datum.channel, float(residual), float(s), float(nis), accepted)
-    mean, cov = belief.mean, belief.cov
+    innovation = Innovation(belief.time, datum.channel, float(residual), float(s), float(nis), accepted)
     if not accepted:
-        if streak + 1 < STREAK or not np.isfinite(nis):
-            return belief, innovation
-        cov, cross, s = cov * INFLATE, cross * INFLATE, variance * INFLATE + datum.r
+        return belief, innovation
     gain = cross / s
-    return Belief(time, mean + gain * residual, symmetric(cov - np.outer(gain, gain) * s)), innovation
+    return Belief(belief.time, belief.mean + gain * residual, symmetric(belief.cov - np.outer(gain, gain) * s)), innovation
+
+
+Look = Callable[[Belief], tuple[float, float, Vector]]
+"""Prediction of a reading at a belief: its mean, its variance without noise, its covariance with the coordinates."""
+
+
+def _update(model: StateSpace, belief: Belief, datum: Datum, look: Look, streak: int) -> tuple[Belief, Innovation]:
+    """Condition behind the gate; the `STREAK`-th rejection in a row widens the belief and takes the reading in."""
+    updated, innovation = _condition(belief, datum, *look(belief))
+    if innovation.accepted or streak + 1 < STREAK or not np.isfinite(innovation.nis):
+        return updated, innovation
+    wide = Belief(belief.time, belief.mean, model.widened(belief.cov))
+    return _condition(wide, datum._replace(gate=np.inf), *look(wide))[0], innovation
 
 
 def ukf(model: StateSpace, size: int) -> Filter:
@@ -130,13 +148,14 @@ def ukf(model: StateSpace, size: int) -> Filter:
         return Belief(until, mean, symmetric(cov))
 
     def update(belief: Belief, datum: Datum, drive: Any, streak: int = 0) -> tuple[Belief, Innovation]:
-        points = sigma.sigma_points(belief.mean, belief.cov)
-        z = model.observe(points.T, datum.channel, drive)
-        predicted = float(sigma.Wm @ z)
-        dz = z - predicted
-        variance = max(float(sigma.Wc @ (dz * dz)), 0.0)
-        cross = (points - belief.mean).T @ (sigma.Wc * dz)
-        return _condition(belief, belief.time, datum, predicted, variance, cross, streak)
+        def look(at: Belief) -> tuple[float, float, Vector]:
+            points = sigma.sigma_points(at.mean, at.cov)
+            z = model.observe(points.T, datum.channel, drive)
+            predicted = float(sigma.Wm @ z)
+            dz = z - predicted
+            return predicted, max(float(sigma.Wc @ (dz * dz)), 0.0), (points - at.mean).T @ (sigma.Wc * dz)
+
+        return _update(model, belief, datum, look, streak)
 
     return Filter("ukf", predict, update)
 
@@ -152,9 +171,12 @@ def ekf(model: StateSpace, size: int) -> Filter:
         return Belief(until, mean, symmetric(jacobian @ belief.cov @ jacobian.T + model.process_noise(belief, span)))
 
     def update(belief: Belief, datum: Datum, drive: Any, streak: int = 0) -> tuple[Belief, Innovation]:
-        predicted, gradient = model.observe_jacobian(belief.mean, datum.channel, drive)
-        cross = belief.cov @ gradient
-        return _condition(belief, belief.time, datum, predicted, float(gradient @ cross), cross, streak)
+        def look(at: Belief) -> tuple[float, float, Vector]:
+            predicted, gradient = model.observe_jacobian(at.mean, datum.channel, drive)
+            cross = at.cov @ gradient
+            return predicted, float(gradient @ cross), cross
+
+        return _update(model, belief, datum, look, streak)
 
     return Filter("ekf", predict, update)
 

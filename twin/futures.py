@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from twin.batch import Batch, believe_at, medium_at
 from twin.belief import N_STATE, draws
@@ -58,7 +59,7 @@ class Ensemble:
 
     t: Float[np.ndarray, " k"]  # [d]
     states: Float[np.ndarray, "k s m"]
-    harvest: Float[np.ndarray, " m"]  # index into `t` at which each future is harvested
+    harvest: Int[np.ndarray, " m"]  # index into `t` at which each future is harvested
     harvested: State  # state of each future at its harvest
     perfused: Float[np.ndarray, " m"]  # medium until harvest [vessel volumes]
 
@@ -102,7 +103,7 @@ def run_futures(
     end = harvest_at if harvest_at is not None else process.recipe.harvest_latest
     edges = np.append(np.arange(now, max(end, now) - 1e-9, step), max(end, now))
     states, used = [x], [np.zeros(n)]
-    for t, until in zip(edges[:-1], edges[1:], strict=True):
+    for t, until in pairwise(edges):
         control = np.array([np.broadcast_to(np.asarray(u, dtype=float), (n,)) for u in schedule(float(t), State(*x))])
         x = advance(x, control, theta, until - t)
         shock = noise * np.sqrt(until - t) * rng.standard_normal((N_STATE, n))

@@ -10,7 +10,17 @@ import numpy as np
 from jaxtyping import Float
 
 from twin.belief import N_STATE, Belief, Layout, split
-from twin.bioreactor import Control, Coordinates, Kinetics, Medium, State, Theta, from_coordinates, physiology, to_coordinates
+from twin.bioreactor import (
+    Control,
+    Coordinates,
+    Kinetics,
+    Medium,
+    State,
+    Theta,
+    from_coordinates,
+    physiology,
+    to_coordinates,
+)
 from twin.integrate import FLOOR, STEP, substeps
 from twin.process import Process
 from twin.sensors import CHANNELS, compared
@@ -77,6 +87,17 @@ class BioreactorModel:
 
     def process_noise(self, belief: Belief, span: float) -> np.ndarray:
         return self._q * span
+
+    def widened(self, cov: np.ndarray) -> np.ndarray:
+        """Standard deviations of the states threefold, up to 1 in ln; donor parameters and sensor errors as they were.
+
+        A contradiction says that the culture is elsewhere, not that the donor is another one; widening the parameters as
+        well let a wrong analyser drive the filter out of its range.
+        """
+        sd = np.sqrt(np.maximum(np.diag(cov)[:N_STATE], 1e-300))
+        scale = np.ones(len(cov))
+        scale[:N_STATE] = np.maximum(1.0, np.minimum(3.0, 1.0 / sd))
+        return cov * np.outer(scale, scale)
 
     def observe(self, points: np.ndarray, channel: str, drive: Drive) -> np.ndarray:
         state, cell, _ = split(points, self.layout, self.process.theta.cell)
@@ -146,4 +167,3 @@ def initial_belief(process: Process, layout: Layout, parameter_mean: np.ndarray,
     tail = np.arange(layout.error_start, n)
     cov[tail, tail] = np.square(errors)
     return Belief(0.0, mean, cov)
-

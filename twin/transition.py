@@ -104,7 +104,7 @@ int celltwin_advance(const double* x0, const double* u, const double* theta, dou
 
 def _source() -> str:
     f = step_function()
-    sizes = {"nx": N_X, "nu": N_U, "np": N_THETA, "arg": f.sz_arg(), "res": f.sz_res(), "iw": f.sz_iw() + 1, "w": f.sz_w() + 1}
+    sizes = {"nx": N_X, "nu": N_U, "np": N_THETA, "arg": f.sz_arg(), "res": f.sz_res(), "iw": f.sz_iw() + 1, "w": f.sz_w() + 1}  # fmt: skip
     generator = ca.CodeGenerator("step.c")
     generator.add(f)
     return str(generator.dump()) + _LOOP % sizes
@@ -132,7 +132,9 @@ def compiled_library() -> Any | None:
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 code, built = Path(scratch) / "step.c", Path(scratch) / "step.so"
                 code.write_text(source)
-                subprocess.run([compiler, *flags, "-o", built, code, "-lm"], check=True, capture_output=True, timeout=120)
+                subprocess.run(
+                    [compiler, *flags, "-o", built, code, "-lm"], check=True, capture_output=True, timeout=120
+                )
                 built.replace(target)  # atomic: two processes may build at once
         library = ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError):

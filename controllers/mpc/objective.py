@@ -21,6 +21,9 @@ PATH = ("glucose", "lactate", "lactate_hard", "ammonia", "cytokine", "ph_low", "
 N_PATH = len(PATH)
 N_PATH_LIMITS = N_PATH + 1  # and the largest step of perfusion
 
+N_CLOSING = 3
+"""Terms of `closing_terms`."""
+
 PATH_SCALE = (5.0, 5.0, 5.0, 1.0, 50.0, 0.1, 0.1)
 """Slacks are in units of these [mM, mM, mM, mM, IU/mL, pH, pH]."""
 
@@ -77,6 +80,20 @@ def slack_cost(slacks: list[Scalar], h: Scalar, economy: Economy) -> Scalar:
         amount = s * unit
         total = total + (h * price + 1e-6) * (amount + p.quadratic / unit * amount * amount)
     return total
+
+
+def closing_terms(x: State, spent: Scalar, left: Scalar, economy: Economy) -> list[tuple[Scalar, Scalar]]:
+    """Excesses at harvest and their prices: medium beyond what was left, lactate and ammonia that the culture carries.
+
+    Without the last two a plan coasts: it stops perfusing a day before harvest, and where the dose is then missed by a
+    little, the culture has no way back.
+    """
+    p = economy.prices
+    return [
+        (spent - left, p.budget),
+        (x.lactate - economy.limits[PATH.index("lactate")], p.end_lactate),
+        (x.ammonia - economy.limits[PATH.index("ammonia")], p.end_ammonia),
+    ]
 
 
 def attribute(cqa: str, x: State) -> Scalar:

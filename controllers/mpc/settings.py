@@ -31,6 +31,8 @@ class Prices(NamedTuple):
     ammonia: float = 0.3  # per mM d above the limit
     cytokine: float = 0.05  # per IU/mL d below the limit
     ph: float = 5.0  # per pH d outside the band
+    end_lactate: float = 0.20  # per mM above the soft limit at harvest: a harvest may slip, the culture must bear it
+    end_ammonia: float = 1.0  # per mM above the limit at harvest, likewise
     quadratic: float = 0.05  # share of every slack's price that its square pays, besides
     target_ln: float = 300.0  # per ln of a missed amount at harvest (cells, density)
     target: float = 150.0  # per unit of a missed fraction at harvest (viability, CAR+, exhaustion)
@@ -46,10 +48,10 @@ class MpcSettings:
     harvest_latest: float | None = None  # [d]; None: the recipe's latest day
     search: int = 2  # harvest steps looked at on either side of the last plan's
     growth_sd: float = 0.025  # ln sd per day of cells to come that the belief's mean does not tell
-    confidence: float = 1.28  # standard deviations of ln cells that the dose is met with (1.28: 90 %)
-    sd_floor: float = 0.03  # least ln sd of the cell number at harvest: dosing and counting
+    confidence: float = 1.64  # standard deviations of ln cells that the dose is met with (1.64: 95 %)
+    sd_floor: float = 0.05  # ln sd of the cell number that no belief shows: the counter's own bias, losses
     fraction_margin: float = 0.02  # margin of viability, CAR+ and exhaustion at harvest
-    budget_reserve: float = 0.05  # share of the medium budget held back (pump gain errors)
+    budget_reserve: float = 0.03  # share of the medium budget held back (pump gain errors)
     hard_reserve: float = 0.05  # share of the hard lactate limit held back: a plan may not touch it
     dose_floor: float = 0.6  # least cytokine dosing, as a share of the recipe's: dosing is never optional
     max_iter: int = 80  # interior-point iterations; there is no time limit: results must not depend on the machine

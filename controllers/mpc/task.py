@@ -9,8 +9,10 @@ import numpy as np
 
 from controllers.mpc.objective import (
     LOGARITHMIC,
+    N_CLOSING,
     N_PATH,
     Economy,
+    closing_terms,
     limit_vector,
     path_violations,
     target_shortfall,
@@ -101,11 +103,13 @@ def strict_targets(task: Task, h: int) -> tuple[Target, ...]:
 
 def cost_now(task: Task) -> float:
     """What harvesting now costs: the targets missed at the belief itself."""
-    prices, x, total = task.settings.prices, State(*task.x0), 0.0
+    prices, x = task.settings.prices, State(*task.x0)
+    economy = Economy(prices, list(limit_vector(task.process.limits, task.settings.hard_reserve)))
+    total = sum(float(price) * max(0.0, float(excess)) for excess, price in closing_terms(x, 0.0, task.budget, economy))
     for t in strict_targets(task, 0):
         shortfall, logarithmic = target_shortfall(t.cqa, t.sense, x, t.value)
         total += (prices.target_ln if logarithmic else prices.target) * max(0.0, float(shortfall))
-    return total + prices.budget * max(0.0, -task.budget)
+    return total
 
 
 def rollout(task: Task, moves: np.ndarray | None, h: int, n: int) -> Course:
@@ -159,7 +163,7 @@ def ceilings(task: Task, starts: np.ndarray) -> np.ndarray:
 
 def bounds(task: Task, course: Course) -> tuple[np.ndarray, np.ndarray]:
     """Hard bounds of the variables: moves between the floor of dosing and their ceilings; the rest by sign."""
-    n, missed = len(course.moves), len(task.targets) + 1
+    n, missed = len(course.moves), len(task.targets) + N_CLOSING
     low, high = np.zeros((n, STAGE)), np.full((n, STAGE), np.inf)
     high[:, :N_MOVE] = ceilings(task, np.vstack([task.x0, course.ends[:-1]])) / MOVE_SCALE
     floor = task.settings.dose_floor * task.process.recipe.cytokine_dose / MOVE_SCALE[2]
@@ -174,7 +178,8 @@ def starting_point(task: Task, course: Course, h: int, targets: tuple[Target, ..
     ends, last = State(*course.ends.T), State(*course.ends[-1])
     beyond = np.array(path_violations(ends, physiology(ends, task.theta), economy)).reshape(N_PATH, -1).T
     missed = [target_shortfall(t.cqa, t.sense, last, t.value)[0] for t in targets]
-    missed.append(float(course.moves[:h, 0].sum()) * STEP - task.budget)
+    spent = float(course.moves[:h, 0].sum()) * STEP
+    missed += [excess for excess, _ in closing_terms(last, spent, task.budget, economy)]
     return pack(course.moves, course.middles, course.ends, np.maximum(beyond, 0.0), np.maximum(missed, 0.0))
 
 

@@ -19,9 +19,11 @@ import casadi as ca
 import numpy as np
 
 from controllers.mpc.objective import (
+    N_CLOSING,
     N_PATH,
     N_PATH_LIMITS,
     Economy,
+    closing_terms,
     path_violations,
     running_cost,
     slack_cost,
@@ -130,15 +132,16 @@ def transcribe(stages: int, targets: tuple[tuple[str, str], ...]) -> Programme:
         spent += h * u.perfusion
         start, before = points[-1], move
     end = State(*ca.vertsplit(start))
-    missed = sx("missed", len(targets) + 1)
+    missed = sx("missed", len(targets) + N_CLOSING)
     w.append(missed)
     for i, (cqa, sense) in enumerate(targets):
         shortfall, logarithmic = target_shortfall(cqa, sense, end, p.targets[i])
         g.append(shortfall - missed[i])
         cost += (economy.prices.target_ln if logarithmic else economy.prices.target) * missed[i]
-    g.append(spent - p.budget - missed[len(targets)])
-    cost += economy.prices.budget * missed[len(targets)]
-    low.append(np.full(len(targets) + 1, -np.inf))
+    for i, (excess, price) in enumerate(closing_terms(end, spent, p.budget, economy), start=len(targets)):
+        g.append(excess - missed[i])
+        cost += price * missed[i]
+    low.append(np.full(len(targets) + N_CLOSING, -np.inf))
     lbg = np.concatenate(low)
     return Programme(stages, ca.vertcat(*w), cost, ca.vertcat(*g), ca.vertcat(*p), lbg, np.zeros(lbg.size))
 

@@ -15,11 +15,17 @@ def backtest(
     data: Annotated[Path, typer.Argument(help="Tidy or wide measurements, CSV or Parquet.")],
     loo: Annotated[
         Literal["donor", "batch"],
-        typer.Option(help="What is left out at a time: a donor (or the clone or strategy that the mapping groups by), or a batch."),
+        typer.Option(
+            help="What is left out at a time: a donor (or the clone or strategy that the mapping groups by), or a batch."
+        ),
     ] = "donor",
-    prior: Annotated[Path | None, typer.Option(help="Score this donor prior instead of learning one from the other groups.")] = None,
+    prior: Annotated[
+        Path | None, typer.Option(help="Score this donor prior instead of learning one from the other groups.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="Process: a name under configs/processes or a file.")] = "cho",
-    mapping: Annotated[str | None, typer.Option(help="Column mapping of a wide file: name or file. Default: the one that fits.")] = None,
+    mapping: Annotated[
+        str | None, typer.Option(help="Column mapping of a wide file: name or file. Default: the one that fits.")
+    ] = None,
     filter_name: Annotated[Literal["ukf", "ekf"], typer.Option("--filter", help="Estimator.")] = "ukf",
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
@@ -81,19 +87,41 @@ def _tables(result: Any, records: Any, preset: str) -> None:
     from rich.table import Table
 
     groups = ", ".join(result.by_group)
-    console.print(f"{records.path} ({records.mapping}): {len(records.batches)} batches; left out in turn: {groups}; preset {preset}")
+    console.print(
+        f"{records.path} ({records.mapping}): {len(records.batches)} batches; left out in turn: {groups}; preset {preset}"
+    )
     for s in records.skipped:
         console.print(f"  left out: {s.count} of {s.column}: {s.reason}")
     table = Table(title="one visit ahead: RMSE on ln (viability: absolute)")
-    for heading in ("channel", "n", "twin", "in 90 % interval", "persistence", "mean of other groups", "twin + calendar residual"):
+    for heading in (
+        "channel",
+        "n",
+        "twin",
+        "in 90 %",
+        "persistence",
+        "group mean",
+        "hybrid",
+    ):
         table.add_column(heading, justify="left" if heading == "channel" else "right")
     for s in result.one_step:
         numbers = (s.rmse, s.persistence, s.group_mean, s.hybrid)
         twin, persistence, mean, hybrid = (f"{v:.3f}" for v in numbers)
         table.add_row(s.channel, str(s.n), twin, f"{s.coverage90:.0%}", persistence, mean, hybrid)
     console.print(table)
+    console.print(
+        "group mean: mean increment of the other groups; hybrid: the twin plus its mean residual there in the same step"
+    )
     table = Table(title="viable density, from a day on: RMSE of ln")
-    for heading in ("from day", "days ahead", "n", "twin", "mean error", "in 90 % interval", "persistence", "mean of other groups"):
+    for heading in (
+        "from day",
+        "days ahead",
+        "n",
+        "twin",
+        "mean error",
+        "in 90 %",
+        "persistence",
+        "group mean",
+    ):
         table.add_column(heading, justify="right")
     for h in result.horizon:
         table.add_row(

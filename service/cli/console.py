@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -58,8 +58,14 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+class Advance(Protocol):
+    """Moves a progress bar on."""
+
+    def __call__(self, amount: float = 1.0) -> None: ...
+
+
 @contextmanager
-def progress(description: str, total: float | None = None) -> Generator[Callable[[float], None]]:
+def progress(description: str, total: float | None = None) -> Generator[Advance]:
     """A progress bar on standard error while the block runs; the value given is `advance(amount)`.
 
     Nothing is drawn where standard error is not a terminal. `total` None shows a pulse instead of a fraction.

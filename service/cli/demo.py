@@ -1,4 +1,4 @@
-"""`celltwin demo`: one whole batch in closed loop over MQTT on this machine."""
+"""`celltwin demo`: one whole batch in closed loop over MQTT on this machine, beside the recipes, with its report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,21 +16,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from service.cli.console import console, emit_json, fail, progress
+from service.cli import demo_report
+from service.cli.console import console, emit_json, fail, plain, progress
 
 if TYPE_CHECKING:
+    from service.cli.edge import Job
     from service.config import EdgeConfig
     from simulators.reactor import Outcome
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # before NumPy is imported: the bits of a decision must not hang on the core count
+    os.environ.setdefault(
+        _name, "1"
+    )  # before NumPy is imported: the bits of a decision must not hang on the core count
 
 SITE, UNIT = "demo", "reactor1"
 PATIENCE = 90.0  # for the twin to start or to answer [s]
 
 
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the journal and the configuration used.")] = Path("var/demo"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the journal and the configuration used.")] = Path(
+        "var/demo"
+    ),
     preset: Annotated[str, typer.Option(help="Cells and process.")] = "car_nk",
     recipe: Annotated[str, typer.Option(help="The edge's own recipe, to which it reverts.")] = "cspr_100",
     policy: Annotated[str, typer.Option(help="What the twin decides by: mpc, or a recipe's name.")] = "mpc",
@@ -41,11 +47,17 @@ def demo(
     """Run one whole batch in closed loop over MQTT: broker, twin service and virtual bioreactor on this machine."""
     if broker not in ("auto", "mosquitto", "amqtt"):
         fail(f"--broker {broker!r} is not one of auto, mosquitto, amqtt")
-    played = run(out, preset, recipe, policy, seed, broker)
+    played, job = run(out, preset, recipe, policy, seed, broker)
+    names = demo_report.recipes()
+    with progress("the same donor on every recipe", len(names)) as advance:
+        others = demo_report.rivals(job, seed, advance)
+    best = demo_report.best(others)
+    page = played.data.parent / f"report-{played.batch}.html"
+    demo_report.write(job, played.data, played.batch, policy, played.outcome, others, page)
     if json:
-        emit_json(played)
+        emit_json({**plain(played), "best_recipe": best, "recipes": others, "report": page})
     else:
-        _print(played)
+        _print(played, policy, best, others, page)
     raise SystemExit(0 if played.outcome.passed and not played.rejected else 1)
 
 
@@ -67,7 +79,7 @@ class Played:
 
 def run(
     out: Path, preset: str, recipe: str, policy: str, seed: int, kind: str = "auto", start: datetime | None = None
-) -> Played:
+) -> tuple[Played, Job]:
     """Broker, service (a process of its own) and edge (here), to the end of one batch. Raises one-line user errors."""
     from service.broker import development_broker
     from service.cli.edge import play, prepare
@@ -75,7 +87,9 @@ def run(
     from service.cli.edge_wire import open_wire
     from service.mqtt import parse_address
 
-    chosen: Literal["auto", "mosquitto", "amqtt"] = "mosquitto" if kind == "mosquitto" else "amqtt" if kind == "amqtt" else "auto"
+    chosen: Literal["auto", "mosquitto", "amqtt"] = (
+        "mosquitto" if kind == "mosquitto" else "amqtt" if kind == "amqtt" else "auto"
+    )
     folder = (out / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}").resolve()
     folder.mkdir(parents=True)
     with development_broker(chosen) as url, twin_process(folder, service_settings(url, policy)) as alive:
@@ -97,10 +111,11 @@ def run(
             seconds = time.monotonic() - begun
         finally:
             wire.link.close()
-    return Played(
+    played = Played(
         wire.batch, folder / "twin", outcome, seconds, "MQTT 5" if wire.link.v5 else "MQTT 3.1.1",
         release_by_day(wire.forecasts, wire.start), wire.seq, wire.overrides, wire.accepted, tuple(wire.rejections),
     )  # fmt: skip
+    return played, job
 
 
 def service_settings(url: str, policy: str) -> dict[str, Any]:
@@ -146,7 +161,9 @@ def twin_process(folder: Path, settings: dict[str, Any]) -> Iterator[Any]:
     def alive() -> None:
         if process.poll() is not None:
             last = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-            fail(f"the twin service stopped (exit {process.returncode}): {last[-1].removeprefix('celltwin: ')}; see {log}")
+            fail(
+                f"the twin service stopped (exit {process.returncode}): {last[-1].removeprefix('celltwin: ')}; see {log}"
+            )
 
     try:
         yield alive
@@ -167,20 +184,45 @@ def release_by_day(forecasts: list[bytes], start: datetime) -> tuple[tuple[float
     return tuple((days(f.from_, start), f.p_release) for f in said if f.from_ >= start)
 
 
-def _print(played: Played) -> None:
+def _print(played: Played, policy: str, best: str, others: Mapping[str, Outcome], page: Path) -> None:
     from rich.table import Table
 
-    o = played.outcome
-    table = Table("", f"batch {played.batch}", title=f"closed loop over {played.protocol}, {played.seconds:.1f} s")
-    table.add_row("outcome", ("passed" if o.passed else "failed") + (f" (missed: {', '.join(o.missed)})" if o.missed else ""))
-    table.add_row("harvest", f"day {o.day:.2f}, {o.reason}")
-    table.add_row("viable cells", f"{o.cqas['viable_cells']:.1f} 1e9, viability {o.cqas['viability']:.3f}")
-    table.add_row("medium", f"{o.medium_vv:.2f} vessel volumes")
-    table.add_row("P(release) by day", "  ".join(f"{d:.0f}: {p:.2f}" for d, p in played.forecasts if abs(d - round(d)) < 0.01))
-    table.add_row("messages", f"{played.messages} sent, {len(played.rejected)} refused")
-    table.add_row("overrides", f"{played.overrides} asked, {played.accepted} accepted")
-    table.add_row("journal", str(played.data))
+    mine, rival = played.outcome, others[best]
+    title = f"batch {played.batch}: closed loop over {played.protocol}, {played.seconds:.1f} s"
+    table = Table("", policy, f"best recipe alone: {best}", title=title)
+    for row, one, other in zip(_ROWS, _told(mine), _told(rival), strict=True):
+        table.add_row(row, one, other)
     console.print(table)
+    ranked = sorted(others, key=lambda name: -others[name].passed)
+    said = "  ".join(
+        f"{name} {'passed' if others[name].passed else 'failed'} {others[name].medium_vv:.1f}" for name in ranked
+    )
+    console.print(f"every recipe alone, verdict and volumes of medium: {said}")
+    days = {round(d): p for d, p in played.forecasts if abs(d - round(d)) < 0.01}
+    console.print("P(release) by day: " + "  ".join(f"{d}: {p:.2f}" for d, p in days.items()))
+    console.print(
+        f"{played.messages} messages sent, {len(played.rejected)} rejected; "
+        f"{played.overrides} overrides asked, {played.accepted} accepted by the edge"
+    )
+    console.print(f"journal: {played.data}", soft_wrap=True)
+    console.print(f"report:  {page}", soft_wrap=True)
+
+
+_ROWS = ("outcome", "harvest", "viable cells", "viability", "CAR+ fraction", "exhausted", "medium", "lactate peak")
+
+
+def _told(o: Outcome) -> tuple[str, ...]:
+    missed = f" (missed: {', '.join(o.missed)})" if o.missed else ""
+    return (
+        ("passed" if o.passed else "failed") + missed,
+        f"day {o.day:.2f}, {o.reason}",
+        f"{o.cqas['viable_cells']:.1f}e9",
+        f"{o.cqas['viability']:.3f}",
+        f"{o.cqas['car_fraction']:.2f}",
+        f"{o.cqas['exhausted_fraction']:.2f}",
+        f"{o.medium_vv:.2f} vessel volumes",
+        f"{o.lactate_peak:.1f} mM",
+    )
 
 
 def _quiet(line: str) -> None:

@@ -24,10 +24,16 @@ if TYPE_CHECKING:
 def edge(
     config: Annotated[Path, typer.Option("-c", "--config", help="Edge configuration (YAML).")],
     replay: Annotated[Path | None, typer.Option(help="Play a recorded batch from this file instead.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Which batch of the file; also the batch's name on the wire.")] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Which batch of the file; also the batch's name on the wire.")
+    ] = None,
     mapping: Annotated[str | None, typer.Option(help="Column mapping of the file; default: the one that fits.")] = None,
-    pace: Annotated[float | None, typer.Option(min=0.0, help="Batch hours per second; 0: as fast as the twin answers.")] = None,
-    patience: Annotated[float, typer.Option(min=1.0, help="Seconds to wait for the twin before going on alone.")] = 120.0,
+    pace: Annotated[
+        float | None, typer.Option(min=0.0, help="Batch hours per second; 0: as fast as the twin answers.")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=1.0, help="Seconds to wait for the twin before going on alone.")
+    ] = 120.0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Run the edge of one reactor over MQTT to the end of one batch.
@@ -122,7 +128,9 @@ def process_of(config: EdgeConfig, record: RecordedBatch | None = None) -> tuple
     recipe = config.recipe or (own.recipe if own else "cspr_100")
     targets = config.targets or (own.targets if own else "car_nk_release")
     if record is not None and preset != config.preset:  # the record's own kind of process, not the configured one's
-        medium, recipe, targets = (own.medium, "none", own.targets) if own else (load_preset(preset).medium, "none", targets)
+        medium, recipe, targets = (
+            (own.medium, "none", own.targets) if own else (load_preset(preset).medium, "none", targets)
+        )
     elif record is not None:
         recipe = "none"
     kept = {"sensors": own.sensors, "limits": own.limits, "stages": own.stages} if own else {}
@@ -172,11 +180,15 @@ def _print(result: dict[str, Any]) -> None:
         missed = f" (missed: {', '.join(outcome.missed)})" if outcome.missed else ""
         table.add_row("outcome", ("passed" if outcome.passed else "failed") + missed)
         table.add_row("harvest", f"day {outcome.day:.2f}, {outcome.reason}")
-        table.add_row("viable cells", f"{outcome.cqas['viable_cells']:.1f} 1e9, viability {outcome.cqas['viability']:.3f}")
+        table.add_row(
+            "viable cells", f"{outcome.cqas['viable_cells']:.1f} 1e9, viability {outcome.cqas['viability']:.3f}"
+        )
         table.add_row("medium", f"{outcome.medium_vv:.2f} vessel volumes")
     else:
         table.add_row("record", f"{result['record']}, {result['days']:.2f} days")
-    table.add_row("messages", f"{result['messages']} sent, {len(result['rejected'])} refused, {result['forecasts']} forecasts")
+    table.add_row(
+        "messages", f"{result['messages']} sent, {len(result['rejected'])} refused, {result['forecasts']} forecasts"
+    )
     table.add_row("overrides", f"{result['overrides']} asked, {result['accepted']} accepted")
     console.print(table)
     for text in result["rejected"][:10]:

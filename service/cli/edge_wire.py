@@ -35,6 +35,10 @@ REPEAT = 10.0
 """After so many seconds without an estimate the last messages are said again."""
 
 
+REMEMBERED = 500
+"""So many of the messages that wait for an estimate are kept for that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """An override as it came in; None: it could not be read, and why."""
@@ -106,7 +110,8 @@ class Wire:
         while not self._answered():
             if self.alone:
                 self.listen(0.0, decide)
-                return False
+                if self.alone:
+                    return False
             self.listen(0.25, decide)
             now = time.monotonic()
             if now - begun > patience:
@@ -149,7 +154,9 @@ class Wire:
         if at is None:
             return
         self.estimated = at if self.estimated is None else max(at, self.estimated)
-        if self._refused_since:  # the newest fact may be the one that was refused: this estimate rests on all the others
+        if (
+            self._refused_since
+        ):  # the newest fact may be the one that was refused: this estimate rests on all the others
             self._refused_since, self.newest = False, self.estimated
         self.alone = False
 
@@ -166,6 +173,7 @@ class Wire:
         self.newest = at if self.newest is None else max(at, self.newest)
         posting = Posting(f"{self.root}/{message.suffix}", encode(message))
         self._open.append(posting)
+        del self._open[:-REMEMBERED]
         self.link.publish(posting)
 
     def _count(self) -> int:
@@ -200,7 +208,7 @@ def open_wire(address: Address, site: str, unit: str, batch: str, start: datetim
     """Connect and listen. Raises BrokerError."""
     root = f"{ROOT}/{site}/{unit}"
     topics = [f"{root}/{t}" for t in ("override/+", "estimate", "forecast", "plan", "rejected", "status")]
-    link = Link(address, f"celltwin-edge-{site}-{unit}", topics, note=say, own_retained=False)
+    link = Link(address, f"celltwin-edge-{site}-{unit}", topics, note=say, own_retained=True)
     wire = Wire(site, unit, batch, start, int(time.time()), link)
     link.connect()
     return wire

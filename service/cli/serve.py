@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from service.runner import Runner
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # before NumPy is imported: the bits of a decision must not hang on the core count
+    os.environ.setdefault(
+        _name, "1"
+    )  # before NumPy is imported: the bits of a decision must not hang on the core count
 
 POLL = 0.5  # longest wait for a message before the wall clock is looked at [s]
 WATCH = 60.0  # between two looks at who has fallen silent [s]
@@ -42,7 +44,14 @@ def serve(
         signal.signal(number, lambda *_: stop.set())
     served = run(settings, stop, _say)
     if json:
-        emit_json({"epoch": served.epoch, "units": sorted(served.desks), "rejected": served.refused, "rows": served.journal.head.n})
+        emit_json(
+            {
+                "epoch": served.epoch,
+                "units": sorted(served.desks),
+                "rejected": served.refused,
+                "rows": served.journal.head.n,
+            }
+        )
 
 
 def run(config: ServiceConfig, stop: threading.Event, say: Callable[[str], None]) -> Runner:
@@ -71,7 +80,11 @@ def run(config: ServiceConfig, stop: threading.Event, say: Callable[[str], None]
         def beacon(unit: str) -> None:
             if unit != main and unit not in beacons:
                 beacons[unit] = Link(
-                    address, f"{lease.name}-{unit}", (), will=presence(unit, False), greeting=lambda: [presence(unit, True)]
+                    address,
+                    f"{lease.name}-{unit}",
+                    (),
+                    will=presence(unit, False),
+                    greeting=lambda: [presence(unit, True)],
                 )
                 beacons[unit].connect()
 
@@ -87,7 +100,9 @@ def run(config: ServiceConfig, stop: threading.Event, say: Callable[[str], None]
             for unit in (*(config.units if config.units != "*" else ()), *runner.desks):
                 beacon(unit)
             runner.resume()
-            say(f"epoch {lease.epoch}, {config.mode}, {address} (MQTT {'5' if link.v5 else '3.1.1'}), journal {journal.path}")
+            say(
+                f"epoch {lease.epoch}, {config.mode}, {address} (MQTT {'5' if link.v5 else '3.1.1'}), journal {journal.path}"
+            )
             looked = 0.0
             while not stop.is_set():
                 group = link.drain(POLL)

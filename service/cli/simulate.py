@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from controllers import make_recipe
-from service.cli._campaign_tables import SUMMARY, figures, write_rows
+from service.cli._campaign_tables import SUMMARY, figures, open_folder, write_rows
 from service.cli.console import console, emit_json, fail, plain, progress
 from simulators.campaign import ALL, Job, jobs, run_job, summary
 from simulators.scenario import load_scenario
@@ -51,10 +52,9 @@ def simulate(
         fail("--donors and --workers need at least 1, --first at least 0")
     if filter_name not in ("ukf", "ekf"):
         fail(f"--filter {filter_name}: unknown; known: ukf, ekf")
-    folder = (
-        out or Path("var") / "runs" / f"{process.name}-{surroundings.name}-{policy.replace(',', '+')}-{first}-{donors}"
-    )
-    write_rows([], folder)  # a folder that cannot be written is told before anything runs
+    label = re.sub(r"[^A-Za-z0-9_+-]", "_", policy.replace(",", "+"))[:60]
+    folder = out or Path("var") / "runs" / f"{process.name}-{surroundings.name}-{label}-{first}-{donors}"
+    open_folder(folder)  # before hours of work, not after
     work = jobs(
         process, policies, donors, first=first, scenario=surroundings, filter_name=filter_name, donor_prior=_prior(prior)
     )  # fmt: skip

@@ -12,7 +12,9 @@ from service.cli.console import console, emit_json, fail
 
 def verify(
     journal: Annotated[Path, typer.Argument(help="journal.sqlite, its data directory, or an export (JSON lines).")],
-    anchor: Annotated[str | None, typer.Option(help="N:HASH, a head noted earlier; it must still be in the chain.")] = None,
+    anchor: Annotated[
+        str | None, typer.Option(help="N:HASH, a head noted earlier; it must still be in the chain.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Check the hash chain of a journal or of its export, every row from the first.

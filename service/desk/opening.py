@@ -114,6 +114,10 @@ def donor_prior(path: Path | None, process: Process) -> DonorPrior:
     from twin.donors.artefact import ArtefactError, load_prior
 
     try:
-        return load_prior(path)
+        prior = load_prior(path)
     except ArtefactError as error:
         raise ConfigError(str(error)) from None
+    fitted = prior.provenance.get("process", process.name)
+    if fitted != process.name:
+        raise ConfigError(f"prior {path} was fitted to process {fitted!r}, not {process.name!r}; name another as prior")
+    return prior

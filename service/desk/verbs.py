@@ -37,6 +37,7 @@ from service.messages import (
     BatchStart,
     Calibration,
     EventMessage,
+    ForecastMessage,
     ForecastQuery,
     MeasurementMessage,
     MediumChange,
@@ -65,6 +66,9 @@ JUMP = 7.0
 
 SKEW = timedelta(seconds=60)
 """How far ahead of ours another clock may be, under the wall clock."""
+
+RISK = 0.5
+"""Probability of release below which an alarm is raised."""
 
 SILENCE = timedelta(minutes=30)
 """How long a running batch may say nothing before an alarm, under the wall clock."""
@@ -248,25 +252,38 @@ def _announce(desk: Desk, running: Running, decision: Decision, *, newest: bool)
     plan = plan_message(decision, batch, start, desk.seq, desk.epoch)
     desk = replace(desk, seq=desk.seq + 1)
     outputs.append(output(plan, "sent"))
+    ahead = _ahead(desk, running, decision)
+    if ahead is not None:
+        desk, running = replace(desk, seq=desk.seq + 1), replace(running, forecast=ahead)
+        outputs.append(output(ahead, "sent"))
+    wanted: dict[str, AlarmText] = {}
+    if decision.control is None and desk.settings.mode == "closed":
+        why = one_line("; ".join(decision.reasons), 400)
+        wanted["decision-no_override"] = ("warning", None, why, "the edge keeps to its recipe; see the reasons")
+    if ahead is None:
+        wanted["decision-no_forecast"] = (
+            "critical",
+            None,
+            "no forecast can be made from the belief",
+            "see the estimate",
+        )
+    elif ahead.p_release < RISK:
+        why = f"probability of release {ahead.p_release:.2f}"
+        wanted["decision-release_at_risk"] = ("warning", None, why, "see the forecast; consider to intervene")
+    desk, said = alarms(desk, "decision-", wanted, plan.at)
+    return desk, running, [*outputs, *said]
+
+
+def _ahead(desk: Desk, running: Running, decision: Decision) -> ForecastMessage | None:
+    """Where the batch is heading: under the plan where it is acted on, else under the recipe. None from a sick belief."""
+    batch = running.session.batch
     followed = decision.plan if decision.control is not None and desk.settings.mode == "closed" else None
-    futures = forecast(
-        batch, decision.at, schedule_of(followed, batch.process), n=desk.settings.futures, seed=seed_of(batch.id, decision.at)
-    )  # fmt: skip
-    ahead = forecast_message(futures, batch, start, desk.seq, desk.epoch)
-    desk, running = replace(desk, seq=desk.seq + 1), replace(running, forecast=ahead)
-    outputs.append(output(ahead, "sent"))
-    held = decision.control is None and desk.settings.mode == "closed"
-    text = (
-        "warning",
-        None,
-        one_line("; ".join(decision.reasons), 400),
-        "the edge keeps to its recipe; see the reasons",
-    )
-    desk, said = alarms(desk, "no_override", {"no_override": text} if held else {}, plan.at)
-    risk = ahead.p_release < 0.5
-    text = ("warning", None, f"probability of release {ahead.p_release:.2f}", "see the forecast; consider to intervene")
-    desk, more = alarms(desk, "release_at_risk", {"release_at_risk": text} if risk else {}, plan.at)
-    return desk, running, [*outputs, *said, *more]
+    schedule, seed = schedule_of(followed, batch.process), seed_of(batch.id, decision.at)
+    try:
+        futures = forecast(batch, decision.at, schedule, n=desk.settings.futures, seed=seed)
+        return forecast_message(futures, batch, running.start, desk.seq, desk.epoch)
+    except (ArithmeticError, ValueError):  # numpy's LinAlgError is a ValueError
+        return None
 
 
 def _acknowledged(desk: Desk, message: Ack) -> Told:

@@ -11,6 +11,7 @@ import yaml
 from service.config import Budget, Caps, EdgeConfig, ServiceConfig, load_edge, load_service
 from simulators import edge as edge_core
 from twin.config import ConfigError
+from twin.donors.artefact import ArtefactError
 
 SERVE: dict[str, Any] = {"site": "s", "broker": {"url": "mqtts://broker.example"}, "data": "data"}
 EDGE: dict[str, Any] = {"site": "s", "unit": "u", "broker": {"url": "mqtts://broker.example"}}
@@ -122,11 +123,15 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
 
 def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\nversion: 2\npolicy: none\nharvest_cells: 1\nharvest_latest: 3\n")
-    config = serve(tmp_path, data="../there", prior="p/prior.json", recipes=["mine.yaml", "cspr_100"])
+    config = serve(tmp_path, data="../there", recipes=["mine.yaml", "cspr_100"])
     assert config.data == (tmp_path / ".." / "there").resolve()
-    assert config.prior == tmp_path.resolve() / "p" / "prior.json"
     assert config.entry("recipes", "mine") == str(tmp_path.resolve() / "mine.yaml")
     assert config.entry("recipes", "cspr_100") == "cspr_100"
+
+
+def test_a_missing_prior_is_found_before_any_batch(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"p/prior"):
+        serve(tmp_path, prior="p/prior")
 
 
 def test_only_entries_of_the_configuration_may_be_named_on_the_wire(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.asyncapi import validate
@@ -29,7 +30,9 @@ from tests.service.batch_driver import (
     reading,
 )
 from twin.batch import assimilate
-from twin.donors.prior import DonorPrior
+from twin.config import load_config
+from twin.donors.artefact import save_prior
+from twin.donors.prior import DonorPrior, preset_prior
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +190,24 @@ def test_a_batch_of_unknown_entries_does_not_start(tmp_path: Path, field: str) -
     assert reason(said) == "unknown_entry"
     assert "none_such" in said[0].payload.decode()
     assert desk.running is None
+
+
+def test_a_prior_artefact_is_what_a_batch_starts_from(tmp_path: Path) -> None:
+    process = load_config("car_nk")
+    plain = preset_prior(process)
+    sharp = DonorPrior(plain.names, plain.mean + 0.1, plain.cov / 4)
+    points = np.random.default_rng(0).multivariate_normal(sharp.mean, sharp.cov, 50)
+    save_prior(tmp_path / "own", sharp, points, {}, {"process": "car_nk"})
+    save_prior(tmp_path / "foreign", sharp, points, {}, {"process": "cho"})
+    desk, _ = tell(fresh(tmp_path, prior=str(tmp_path / "own")), batch_start())
+    assert desk.running is not None
+    batch = desk.running.session.batch
+    assert batch.donor_prior.mean.tolist() == sharp.mean.tolist()
+    usual, _ = tell(fresh(tmp_path), batch_start())
+    assert usual.running is not None
+    assert usual.running.opened.digest != desk.running.opened.digest
+    desk, said = tell(fresh(tmp_path, prior=str(tmp_path / "foreign")), batch_start())
+    assert (reason(said), desk.running) == ("unknown_entry", None)
 
 
 def test_a_batch_larger_than_its_vessel_does_not_start(tmp_path: Path) -> None:
@@ -360,7 +381,7 @@ def test_a_belief_that_is_not_finite_is_said_and_sends_nothing(played: Driver) -
     desk = replace(played.desk, running=replace(running, session=replace(running.session, batch=sick)))
     desk, said = tell(desk, reading("temperature", 37.0, "degC", 1.26))
     assert not contents(said, "override/")
-    assert contents(said, "alarm/no_override")
+    assert contents(said, "alarm/decision-no_override")
     flagged = contents(list(estimate(desk)[1]), "estimate")[0]
     assert flagged["flags"][0] == "belief_not_finite"
     assert flagged["state"] == {}

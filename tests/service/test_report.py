@@ -81,7 +81,7 @@ def example() -> ReportData:
         p_release=Curve(days, 0.95 / (1 + np.exp(-(days - 4)))),
         forecast_from=6.0, forecast={"viable_density": Band(future, mid * np.exp(-1.6 * grow), mid, mid * np.exp(1.6 * grow))},
         decisions=tuple(
-            Decided(float(d), d > 1, d > 11.7, "solved", {"perfusion": float(np.interp(d, t, perfusion)), "cytokine_dose": 90.0},
+            Decided(float(d), bool(d > 1), bool(d > 11.7), "solved", {"perfusion": float(np.interp(d, t, perfusion)), "cytokine_dose": 90.0},
                     ("override: lactate would pass 20 mM in 31 h under the recipe", "perfusion 0.90 -> 1.15 VVD"))
             for d in days
         ),

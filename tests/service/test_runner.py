@@ -48,7 +48,9 @@ class Rig:
 
     def take(self, messages: Iterable[Sent | Received], unit: str = "u") -> list[Posting]:
         before = len(self.sent)
-        self.runner.take([m if isinstance(m, Received) else received(m, unit) for m in messages], self.acknowledged.append)
+        self.runner.take(
+            [m if isinstance(m, Received) else received(m, unit) for m in messages], self.acknowledged.append
+        )
         return self.sent[before:]
 
     def kinds(self) -> list[str]:
@@ -229,7 +231,9 @@ def test_a_restart_goes_on_as_if_nothing_had_happened(tmp_path: Path, messages: 
     timeless = {"seq", "epoch"}
     for suffix in ("estimate", "forecast", "plan"):
         last, expected = said(again.sent, suffix)[-1], said(whole.sent, suffix)[-1]
-        assert {k: v for k, v in last.items() if k not in timeless} == {k: v for k, v in expected.items() if k not in timeless}
+        assert {k: v for k, v in last.items() if k not in timeless} == {
+            k: v for k, v in expected.items() if k not in timeless
+        }
     ids = {o["cmd_id"] for o in (*said(parted.sent, "override/"), *said(again.sent, "override/"))}
     assert ids == {o["cmd_id"] for o in said(whole.sent, "override/")}
     assert {e["epoch"] for e in said(again.sent, "estimate")} == {2}
@@ -248,18 +252,24 @@ def test_a_decision_that_a_crash_kept_back_is_sent_at_the_restart(tmp_path: Path
     again = Rig(tmp_path / "crashed", epoch=2)
     overrides = said(whole.sent, "override/")
     newest = {(o["cmd_id"], o["rate"]) for o in overrides if o["valid_from"] == overrides[-1]["valid_from"]}
-    assert {(o["cmd_id"], o["rate"]) for o in said(again.sent, "override/")} == newest  # the earlier ones have expired by now
+    assert {
+        (o["cmd_id"], o["rate"]) for o in said(again.sent, "override/")
+    } == newest  # the earlier ones have expired by now
     assert newest
     decisions = [[row.payload for row in rig.journal.rows() if row.kind == "decision"] for rig in (whole, again)]
     assert decisions[0] == decisions[1]
     assert replay(again.journal, "B001").ok
 
 
-def test_a_restart_repeats_standing_overrides_with_their_ids_and_a_fresh_estimate(tmp_path: Path, messages: list[Sent]) -> None:
+def test_a_restart_repeats_standing_overrides_with_their_ids_and_a_fresh_estimate(
+    tmp_path: Path, messages: list[Sent]
+) -> None:
     rig = Rig(tmp_path)
     rig.take(messages)
     rig.journal.close()
-    newest = [o for o in said(rig.sent, "override/") if o["valid_from"] == said(rig.sent, "override/")[-1]["valid_from"]]
+    newest = [
+        o for o in said(rig.sent, "override/") if o["valid_from"] == said(rig.sent, "override/")[-1]["valid_from"]
+    ]
     again = Rig(tmp_path, epoch=2)
     assert said(again.sent, "override/") == newest
     assert {o["actuator"] for o in newest} == {"perfusion", "feed", "cytokine_dose"}

@@ -28,7 +28,11 @@ def test_the_epoch_exceeds_what_the_journal_knows(tmp_path: Path) -> None:
 
 
 def test_two_services_on_one_directory_are_refused(tmp_path: Path) -> None:
-    with hold(tmp_path), pytest.raises(ConfigError, match="another service runs on this data directory"), hold(tmp_path):
+    with (
+        hold(tmp_path),
+        pytest.raises(ConfigError, match="another service runs on this data directory"),
+        hold(tmp_path),
+    ):
         pass
     with hold(tmp_path) as lease:
         assert lease.epoch == 2

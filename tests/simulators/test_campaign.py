@@ -151,6 +151,14 @@ def test_mistakes_get_one_line_and_exit_2(
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_folder_that_cannot_be_written_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = command(capsys, "simulate", "--policy", "cspr_50", "-o", str(tmp_path / "file" / "run"))
+    assert code == 2
+    assert "--out" in err
+    assert len(err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1 not really", b"policy,donor\n"])
 def test_a_broken_run_is_told(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "batches.parquet"

@@ -120,7 +120,7 @@ def test_a_policy_that_fails_leaves_the_recipe_in_charge() -> None:
 
 def test_a_decision_without_control_asks_for_nothing() -> None:
     plan = Plan(1.0, 0.25, (), (), "failed", 0.0, None, "x")
-    assert overrides(Decision(1.0, None, False, 1.3, plan, "00", ("no",)), 1, 1) == ()
+    assert overrides(Decision(1.0, None, False, 1.3, plan, "00", ("no",)), 1, 1, PROCESS.limits) == ()
 
 
 def test_unknown_names_are_refused() -> None:

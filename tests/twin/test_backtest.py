@@ -53,7 +53,7 @@ def record(name: str, values: list[tuple[float, float]]) -> RecordedBatch:
 
 def test_a_second_reading_of_one_visit_is_no_step() -> None:
     found = steps(record("b", [(0.0, 1.0), (1.0, 2.0), (1.02, 1.8), (2.0, 3.6)]), "viable_density")
-    assert [(s.index, s.start, s.end) for s in found] == [(0, 0.0, 1.0), (1, 1.02, 2.0)]
+    assert [(s.number, s.start, s.end) for s in found] == [(0, 0.0, 1.0), (1, 1.02, 2.0)]
     assert [s.increment for s in found] == pytest.approx([np.log(2.0), np.log(2.0)])
     assert scored_channels([record("b", [(0.0, 1.0)])]) == ()
 
@@ -88,11 +88,13 @@ def test_sensor_noise_follows_the_innovations() -> None:
     def drawn(scale: float) -> list[Innovation]:
         rng = np.random.default_rng(1)
         s = 2 * sd**2
-        return [Innovation(0.0, "viability", r, s, r * r / s, True) for r in scale * np.sqrt(s) * rng.standard_normal(400)]
+        return [
+            Innovation(0.0, "viability", r, s, r * r / s, True) for r in scale * np.sqrt(s) * rng.standard_normal(400)
+        ]
 
     assert matched(process, process, drawn(1.0)).sensors["viability"].sd == pytest.approx(sd, rel=0.1)
     assert matched(process, process, drawn(1.5)).sensors["viability"].sd > 1.3 * sd
-    assert matched(process, process, drawn(0.3)).sensors["viability"].sd == pytest.approx(sd / 2)
+    assert matched(process, process, drawn(0.3)).sensors["viability"].sd == sd  # never narrowed
 
 
 def test_counting_noise_is_poisson_above_a_floor() -> None:
@@ -112,12 +114,17 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_of_the_left_out_group_leaks(brisk: None) -> None:
-    batches, process = read_batches(EXAMPLE), load_config("cho")
+    def short(b: RecordedBatch) -> RecordedBatch:
+        kept = tuple(m for m in b.measurements if m.channel in ("viable_density", "viability") and m.sampled_at <= 9.0)
+        return replace(b, measurements=kept)
+
+    batches, process = [short(b) for b in read_batches(EXAMPLE)[:3]], load_config("cho")
     victim = batches[0]
     spoilt = replace(
         victim,
         measurements=tuple(
-            replace(m, value=m.value * 3.0) if m.channel == "viable_density" and m.sampled_at > 6.5 else m for m in victim.measurements
+            replace(m, value=m.value * 3.0) if m.channel == "viable_density" and m.sampled_at > 6.5 else m
+            for m in victim.measurements
         ),
     )
     ticks: list[tuple[int, int]] = []
@@ -128,7 +135,11 @@ def test_nothing_of_the_left_out_group_leaks(brisk: None) -> None:
     assert honest.priors[batches[1].group].mean.tobytes() != changed.priors[batches[1].group].mean.tobytes()
 
     def foretold(result: Backtest, until: float) -> list[tuple[str, float, float, float]]:
-        return [(p.step.channel, p.step.end, p.mean, p.sd) for p in result.predictions if p.step.batch == victim.id and p.step.end <= until]
+        return [
+            (p.step.channel, p.step.end, p.mean, p.sd)
+            for p in result.predictions
+            if p.step.batch == victim.id and p.step.end <= until
+        ]
 
     assert foretold(honest, 7.0) == foretold(changed, 7.0)  # the reading of day 7 is not seen before it is predicted
     assert foretold(honest, 8.0) != foretold(changed, 8.0)
@@ -136,9 +147,9 @@ def test_nothing_of_the_left_out_group_leaks(brisk: None) -> None:
     assert ticks[-1][0] == ticks[-1][1] and [t[0] for t in ticks] == sorted(t[0] for t in ticks)
 
     density = next(s for s in honest.one_step if s.channel == "viable_density")
-    assert density.n == 4 * 12 and density.rmse < density.persistence
+    assert density.n == 3 * 9 and density.rmse < density.persistence
     assert 0.75 <= density.coverage90 <= 1.0
-    assert {s.channel for s in honest.one_step} == {"viable_density", "viability", "glucose", "lactate"}
+    assert {s.channel for s in honest.one_step} == {"viable_density", "viability"}
     assert all(0.0 <= h.coverage90 <= 1.0 and h.n >= 4 for h in honest.horizon) and honest.horizon
 
 

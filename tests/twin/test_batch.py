@@ -177,4 +177,22 @@ def test_an_unknown_filter_is_named() -> None:
 
 
 def test_nis_is_reported_by_channel() -> None:
-    assert set(nis(tell(empty(), story()))) == {"viable_density", "glucose", "capacitance", "oxygen_uptake", "car_fraction"}
+    assert set(nis(tell(empty(), story()))) == {
+        "viable_density",
+        "glucose",
+        "capacitance",
+        "oxygen_uptake",
+        "car_fraction",
+    }
+
+
+def test_wrong_analysers_cannot_drive_the_filter_out_of_its_range() -> None:
+    """Glucose and lactate tenfold wrong, for days: rejected, now and then believed, never divergent."""
+    batch = tell(empty(), story())
+    for k in range(24):
+        t = 3.25 + 0.25 * k
+        batch = assimilate(batch, Measurement(f"w{k}", "glucose", 200.0, t, t))
+        batch = assimilate(batch, Measurement(f"v{k}", "lactate", 0.3 if k % 2 else 80.0, t, t))
+        batch = assimilate(batch, Measurement(f"c{k}", "viable_density", 2.0 * 1.5**k**0.5, t, t))
+    assert batch.belief.finite
+    assert np.sqrt(np.diag(batch.belief.cov)).max() < 3.0

@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twin.bioreactor import Control, Kinetics, Medium, State, Theta, Vessel, from_coordinates, physiology, rates, to_coordinates
+from twin.bioreactor import (
+    Control,
+    Kinetics,
+    Medium,
+    State,
+    Theta,
+    Vessel,
+    from_coordinates,
+    physiology,
+    rates,
+    to_coordinates,
+)
 from twin.config import load_config
 from twin.integrate import FLOOR, advance
 from twin.transition import N_CELL, N_VESSEL, flat, symbols

@@ -47,7 +47,11 @@ def reactor(seed: int, days: int, filter_name: str) -> tuple[list[float], list[f
         truth[N_STATE : layout.error_start] += parameter_walk
         x, cell, _ = split(truth, layout, PROCESS.theta.cell)
         theta = PROCESS.theta._replace(cell=cell)
-        for channel in (*ONLINE, *(LABORATORY if hour % 24 == 0 else ()), *(("car_fraction",) if hour % 84 == 0 else ())):
+        for channel in (
+            *ONLINE,
+            *(LABORATORY if hour % 24 == 0 else ()),
+            *(("car_fraction",) if hour % 84 == 0 else ()),
+        ):
             sensor = PROCESS.sensors[channel]
             error = truth[layout.index(sensor.error.name)] if sensor.error else 0.0
             phys = physiology(x, Theta(cell, theta.vessel, theta.medium)) if channel in GAS_CHANNELS else None

@@ -9,7 +9,16 @@ import yaml
 
 from twin import config
 from twin.bioreactor import Kinetics
-from twin.config import ConfigError, configs_dir, load_config, load_limits, load_medium, load_preset, load_recipe, load_targets
+from twin.config import (
+    ConfigError,
+    configs_dir,
+    load_config,
+    load_limits,
+    load_medium,
+    load_preset,
+    load_recipe,
+    load_targets,
+)
 
 
 @pytest.mark.parametrize("path", sorted((configs_dir() / "processes").glob("*.yaml")), ids=lambda p: p.stem)
@@ -76,7 +85,9 @@ def test_a_preset_without_a_parameter_or_with_a_strange_one_is_refused(tmp_path:
 
 def test_a_number_without_unit_or_source_is_not_a_parameter(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unit: Field required"):
-        load_medium(_edited(tmp_path, "media", "standard_perfusion", glucose={"value": 5.0, "basis": "asm", "source": "x"}))
+        load_medium(
+            _edited(tmp_path, "media", "standard_perfusion", glucose={"value": 5.0, "basis": "asm", "source": "x"})
+        )
 
 
 def test_nan_is_not_a_number(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ class Linear:
     def process_noise(self, belief: Belief, span: float) -> np.ndarray:
         return Q * span
 
+    def widened(self, cov: np.ndarray) -> np.ndarray:
+        return cov * 9.0
+
     def observe(self, points: np.ndarray, channel: str, drive: Any) -> np.ndarray:
         return H[channel] @ points
 
@@ -36,7 +39,9 @@ class Linear:
         return float(H[channel] @ mean), H[channel]
 
 
-def textbook(mean: np.ndarray, cov: np.ndarray, steps: list[tuple[float, dict[str, float], float]]) -> tuple[np.ndarray, np.ndarray]:
+def textbook(
+    mean: np.ndarray, cov: np.ndarray, steps: list[tuple[float, dict[str, float], float]]
+) -> tuple[np.ndarray, np.ndarray]:
     """Kalman 1960, all sensors of an instant stacked into one vector update."""
     for drive, readings, r in steps:
         mean, cov = A @ mean + B * drive, A @ cov @ A.T + Q
@@ -95,6 +100,12 @@ def test_a_covariance_that_lost_definiteness_is_repaired() -> None:
     broken = np.diag([1.0, 1.0, -1e-9])
     factor = root(broken)
     np.testing.assert_allclose(factor.T @ factor, np.diag([1.0, 1.0, 0.0]), atol=1e-6)
+
+
+def test_a_covariance_that_is_not_finite_gives_a_belief_that_says_so() -> None:
+    broken = Belief(0.0, np.zeros(4), np.full((4, 4), np.nan))
+    after = FILTERS["ukf"](Linear(), 4).predict(broken, 0.0, 1.0)
+    assert not after.finite
 
 
 @pytest.mark.parametrize("name", FILTERS)

@@ -64,7 +64,9 @@ def test_an_empty_edit_changes_nothing_exactly() -> None:
 def test_what_if_the_feed_rises_shifts_glucose_by_its_first_order_value() -> None:
     """Feed .05 VVD for six hours of 500 mM raises glucose by about .25 x .05 x (500 - G)."""
     with_feed = replace(PROCESS, noise=type(PROCESS.noise)(*[0.0] * 13))
-    batch = assimilate(start("b", with_feed, preset_prior(with_feed)), Measurement("x", "viable_density", 0.8, 1.0, 1.0))
+    batch = assimilate(
+        start("b", with_feed, preset_prior(with_feed)), Measurement("x", "viable_density", 0.8, 1.0, 1.0)
+    )
 
     def glucose(feed: float) -> np.ndarray:
         return run_futures(batch, 1.0, lambda t, x: Control(feed=feed), n=50, seed=1, harvest_at=1.25).harvested.glucose

@@ -18,7 +18,10 @@ def test_every_number_has_a_source_and_an_honest_tag(name: str) -> None:
         for field, number in kind.items():
             assert number.source.strip(), field
             if number.basis == "pub":  # a published value names where
-                assert any(mark in number.source for mark in ("PMC", "J Biol", "elife", "eLife", "hybridoma", "SCIENCE", "vector")), field
+                assert any(
+                    mark in number.source
+                    for mark in ("PMC", "J Biol", "elife", "eLife", "hybridoma", "SCIENCE", "vector")
+                ), field
 
 
 @pytest.mark.parametrize("name", ["cho", "t_cell"])

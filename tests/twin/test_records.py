@@ -33,8 +33,16 @@ def test_a_tidy_file_in_the_units_of_the_laboratory(tmp_path: Path) -> None:
         "B1,D1,0.5,viability,97,percent,,,,,\n"
         "B1,D1,0.5,glucose,4.5,g/L,,,,,\n",
     )
-    write(tmp_path, "batch,time_d,actuator,rate,unit,until_d\nB1,1,perfusion,50,mL/h,2\nB1,2,perfusion,100,mL/h,3\n", "run_actions.csv")
-    write(tmp_path, "batch,donor,preset,start,volume,age\nB1,D1,car_nk,2026-11-01T08:00:00+01:00,1.2,44\n", "run_batches.csv")
+    write(
+        tmp_path,
+        "batch,time_d,actuator,rate,unit,until_d\nB1,1,perfusion,50,mL/h,2\nB1,2,perfusion,100,mL/h,3\n",
+        "run_actions.csv",
+    )
+    write(
+        tmp_path,
+        "batch,donor,preset,start,volume,age\nB1,D1,car_nk,2026-11-01T08:00:00+01:00,1.2,44\n",
+        "run_batches.csv",
+    )
     (batch,) = read_batches(path)
     assert (batch.id, batch.donor, batch.group, batch.preset) == ("B1", "D1", "D1", "car_nk")
     assert batch.start == datetime(2026, 11, 1, 7, tzinfo=UTC)
@@ -47,7 +55,9 @@ def test_a_tidy_file_in_the_units_of_the_laboratory(tmp_path: Path) -> None:
 
 
 def test_clock_times_count_from_the_start_of_the_batch(tmp_path: Path) -> None:
-    path = write(tmp_path, "batch,donor,time,channel,value,unit\nB,D,2026-11-02T20:00:00+01:00,ph,7.1,pH\n", "measurements.csv")
+    path = write(
+        tmp_path, "batch,donor,time,channel,value,unit\nB,D,2026-11-02T20:00:00+01:00,ph,7.1,pH\n", "measurements.csv"
+    )
     with pytest.raises(DataError, match=r"row 2: column time: .*start"):
         read_batches(path)
     write(tmp_path, "batch,start\nB,2026-11-01T07:00:00Z\n", "batches.csv")
@@ -68,7 +78,7 @@ def test_a_word_for_word_repetition_is_counted_not_kept(tmp_path: Path) -> None:
         ("B,D,1,glucose,,mM", r"row 2: column value: is empty"),
         ("B,D,1,glucose,-1,mM", r"row 2: column value: glucose -1.0 is outside"),
         ("B,D,1,glucose,1e999,mM", r"row 2: column value: '1e999' is not a finite number"),
-        ("B,D,1,glucose,\"1,200\",mM", r"row 2: column value: .*thousands"),
+        ('B,D,1,glucose,"1,200",mM', r"row 2: column value: .*thousands"),
         ("B,D,1,viability,97%,percent", r"row 2: column value: .*percent sign"),
         ("B,D,1,viability,97,dimensionless", r"row 2: column value: viability 97.0 is outside 0..1"),
         ("B,D,1,glucose,5,", r"row 2: column unit: glucose: the unit is absent; expected one of mM, g/L"),
@@ -226,9 +236,16 @@ def batches(draw: st.DrawFn) -> Sequence[RecordedBatch]:
             value, delay = draw(st.floats(low, high)), draw(st.floats(0, 3))
             measurements.append(Measurement(f"m{k}", channel, value, at, at + delay, sd, draw(st.integers(1, 3))))
         starts = draw(st.lists(TIMES, max_size=3, unique=True))
-        actions = [ControlApplied(f"a{at!r}", at, "perfusion", draw(st.floats(0, 20)), draw(st.none() | NAMES)) for at in sorted(starts)]
+        actions = [
+            ControlApplied(f"a{at!r}", at, "perfusion", draw(st.floats(0, 20)), draw(st.none() | NAMES))
+            for at in sorted(starts)
+        ]
         start = draw(st.none() | st.datetimes(timezones=st.just(UTC)))
-        metadata: dict[str, str | float] = draw(st.fixed_dictionaries({}, optional={"volume_l": st.floats(0.1, 9), "medium": NAMES, "age": st.floats(1, 90)}))
+        metadata: dict[str, str | float] = draw(
+            st.fixed_dictionaries(
+                {}, optional={"volume_l": st.floats(0.1, 9), "medium": NAMES, "age": st.floats(1, 90)}
+            )
+        )
         found.append(
             RecordedBatch(
                 name, draw(NAMES), draw(NAMES), draw(st.none() | NAMES), start,

@@ -49,7 +49,12 @@ def test_nistcho_is_read_whole() -> None:
 
 def test_clonalyzer_reads_the_same_from_the_raw_and_the_tidied_file() -> None:
     tidy, raw = (read_records(measured(n)) for n in ("clonalyzer_tidy", "clonalyzer_raw"))
-    assert len(tidy.batches) == len(raw.batches) == 8 and {b.group for b in raw.batches} == {"C", "X-B7", "X-D2", "X-E6"}
+    assert len(tidy.batches) == len(raw.batches) == 8 and {b.group for b in raw.batches} == {
+        "C",
+        "X-B7",
+        "X-D2",
+        "X-E6",
+    }
     by_donor = {b.donor: b for b in raw.batches}
     for b in tidy.batches:
         assert b.actions == by_donor[b.donor].actions

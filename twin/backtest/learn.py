@@ -112,17 +112,23 @@ def first_visits(process: Process, training: Sequence[RecordedBatch]) -> Process
 
     def spread(values: np.ndarray, channel: str, least: float) -> float:
         noise = process.sensors[channel].sd if channel in process.sensors else 0.0
-        return max(float(np.sqrt(max(np.var(np.log(values), ddof=1) - noise**2, 0.0))) if values.size > 1 else 0.0, least)
+        return max(
+            float(np.sqrt(max(np.var(np.log(values), ddof=1) - noise**2, 0.0))) if values.size > 1 else 0.0, least
+        )
 
     state, sd = process.initial, process.initial_sd
     density, viability = readings("viable_density"), np.clip(readings("viability"), 0.5, 0.995)
     if density.size:
         x = float(np.exp(np.log(density).mean()))
         scale = x / (state.car_positive + state.car_negative)
-        state = state._replace(car_positive=state.car_positive * scale, car_negative=state.car_negative * scale, dead=state.dead * scale)
+        state = state._replace(
+            car_positive=state.car_positive * scale, car_negative=state.car_negative * scale, dead=state.dead * scale
+        )
         sd = sd._replace(viable=spread(density, "viable_density", 0.08))
     if viability.size:
-        state = state._replace(dead=(state.car_positive + state.car_negative) * float(np.exp(np.mean(np.log(1 / viability - 1)))))
+        state = state._replace(
+            dead=(state.car_positive + state.car_negative) * float(np.exp(np.mean(np.log(1 / viability - 1))))
+        )
         sd = sd._replace(dead=0.5)
     for channel in ("glucose", "lactate", "glutamine"):
         values = readings(channel)
@@ -138,7 +144,10 @@ def log_likelihood(innovations: Iterable[Innovation]) -> float:
 
 
 def matched(process: Process, default: Process, innovations: Sequence[Innovation]) -> Process:
-    """Sensor noise such that the innovations are as large as they should be, within half and six times the default."""
+    """Sensor noise widened until the innovations are as large as they should be: between one and six times the default.
+
+    Never narrowed: a channel that the model happens to follow closely must not take over.
+    """
     sensors = dict(process.sensors)
     for channel, sensor in process.sensors.items():
         mine = [i for i in innovations if i.channel == channel and i.nis < CLIP_NIS]
@@ -146,7 +155,7 @@ def matched(process: Process, default: Process, innovations: Sequence[Innovation
             continue
         excess = float(np.mean([i.residual**2 - i.s for i in mine]))
         variance = np.clip(sensor.sd**2 + excess, 0.25 * sensor.sd**2, 4.0 * sensor.sd**2)
-        sd = float(np.clip(np.sqrt(variance), default.sensors[channel].sd / 2.0, default.sensors[channel].sd * 6.0))
+        sd = float(np.clip(np.sqrt(variance), default.sensors[channel].sd, default.sensors[channel].sd * 6.0))
         sensors[channel] = replace(sensor, sd=sd)
     return replace(process, sensors=sensors)
 
@@ -188,7 +197,9 @@ def learn(
         shrink = np.minimum(1.0, LARGEST_SD / np.sqrt(np.diag(cov)))
         cov = cov * np.outer(shrink, shrink)
         mean = mean + OVERSTEP * (centred - mean)
-    provenance: Mapping[str, str] = {"basis": f"empirical Bayes over {len(training)} batches: {', '.join(b.id for b in training)}"}
+    provenance: Mapping[str, str] = {
+        "basis": f"empirical Bayes over {len(training)} batches: {', '.join(b.id for b in training)}"
+    }
     return Learnt(process, DonorPrior(names, mean, cov, provenance), counting, likelihood)
 
 

@@ -40,7 +40,9 @@ class Prediction(NamedTuple):
     persistence: float  # what the baselines predicted
     group_mean: float
     since: float  # newest evidence it rests on [d]
-    calendar: float = 0.0  # what the twin missed in this step of the training batches, shrunk; added for the hybrid only
+    calendar: float = (
+        0.0  # what the twin missed in this step of the training batches, shrunk; added for the hybrid only
+    )
 
     @property
     def error(self) -> float:
@@ -131,7 +133,11 @@ def backtest(
 
     for group in groups:
         training = [r for r in records if r.group != group]
-        learnt = learn(prepared, training, names, progress, filter_name) if prior is None else Learnt(process, prior, Counting(process.sensors["viable_density"].sd, 0.0), float("nan"))
+        learnt = (
+            learn(prepared, training, names, progress, filter_name)
+            if prior is None
+            else Learnt(process, prior, Counting(process.sensors["viable_density"].sd, 0.0), float("nan"))
+        )
         priors[group] = learnt.prior
         means = {c: mean_increments(s for r in training for s in steps(r, c)) for c in channels}
         walks = [_walk(r, learnt, means, filter_name)[0] for r in training]
@@ -139,7 +145,7 @@ def backtest(
         residual = _calendar([p for walked in walks for p in walked])
         for record in (r for r in records if r.group == group):
             one, far = _walk(record, learnt, means, filter_name)
-            predictions += [p._replace(calendar=residual.get((p.step.channel, p.step.index), 0.0)) for p in one]
+            predictions += [p._replace(calendar=residual.get((p.step.channel, p.step.number), 0.0)) for p in one]
             ahead += far
         progress()
     density = [p for p in predictions if p.step.channel == "viable_density"]
@@ -157,7 +163,7 @@ def _calendar(training: Sequence[Prediction]) -> dict[tuple[str, int], float]:
     """Mean error by channel and step, shrunk as if `CALENDAR_WEIGHT` more batches had shown none."""
     errors: dict[tuple[str, int], list[float]] = {}
     for p in training:
-        errors.setdefault((p.step.channel, p.step.index), []).append(p.error)
+        errors.setdefault((p.step.channel, p.step.number), []).append(p.error)
     return {key: float(np.sum(values) / (len(values) + CALENDAR_WEIGHT)) for key, values in errors.items()}
 
 
@@ -213,7 +219,11 @@ def _reading(batch: Batch, counting: Counting, belief: Belief, channel: str) -> 
     mean = -innovation.residual  # of ln (reading + limit) on the log scale
     if CHANNELS[channel].scale == "log":
         mean = on_scale(channel, float(np.exp(mean)) - CHANNELS[channel].limit)
-    noise = counting.variance(float(np.exp(mean))) if channel == "viable_density" else batch.process.sensors[channel].sd ** 2
+    noise = (
+        counting.variance(float(np.exp(mean)))
+        if channel == "viable_density"
+        else batch.process.sensors[channel].sd ** 2
+    )
     return mean, float(np.sqrt(innovation.s + noise))
 
 

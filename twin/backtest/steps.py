@@ -8,6 +8,7 @@ densities and concentrations, on the plain value for fractions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ class Step(NamedTuple):
     batch: str
     group: str
     channel: str
-    index: int  # its number within the batch, from 0: what the mean of the other groups goes by
+    number: int  # within the batch, from 0: what the mean of the other groups goes by
     start: float  # [d]
     end: float  # [d]
     before: float  # newest reading at the start, on the scale of the scores
@@ -39,7 +40,7 @@ def steps(batch: RecordedBatch, channel: str) -> tuple[Step, ...]:
     """The steps of a channel, in order of time."""
     readings = [(m.sampled_at, on_scale(channel, m.value)) for m in batch.final if m.channel == channel]
     found: list[Step] = []
-    for (start, before), (end, after) in zip(readings, readings[1:], strict=False):
+    for (start, before), (end, after) in pairwise(readings):
         if end - start >= MIN_GAP:
             found.append(Step(batch.id, batch.group, channel, len(found), start, end, before, after))
     return tuple(found)
@@ -61,13 +62,13 @@ def mean_increments(training: Iterable[Step]) -> Mapping[int, float]:
     """Mean increment of the n-th step over the training batches."""
     by_index: dict[int, list[float]] = {}
     for s in training:
-        by_index.setdefault(s.index, []).append(s.increment)
+        by_index.setdefault(s.number, []).append(s.increment)
     return {index: float(np.mean(values)) for index, values in by_index.items()}
 
 
 def expected_increment(step: Step, means: Mapping[int, float]) -> float:
     """What the other groups did in the step of this number; beyond their last step, what they did in that one."""
-    return means[min(step.index, max(means))]
+    return means[min(step.number, max(means))]
 
 
 def rmse(errors: Iterable[float]) -> float:

@@ -42,11 +42,15 @@ class Sweeps(NamedTuple):
 @cache
 def adjoint_function(names: tuple[str, ...]) -> Any:
     """CasADi function of one step's vector-Jacobian product: (x, u, theta, dt, w) -> w dx+/dx, w dx+/d kinetics[names]."""
-    x, u, theta, dt, w = (ca.SX.sym(n, k) for n, k in (("x", N_X), ("u", N_U), ("theta", N_THETA), ("dt", 1), ("w", N_X)))
+    x, u, theta, dt, w = (
+        ca.SX.sym(n, k) for n, k in (("x", N_X), ("u", N_U), ("theta", N_THETA), ("dt", 1), ("w", N_X))
+    )
     out = step_function()(x, u, theta, dt)
     product = ca.jtimes(out, ca.vertcat(x, theta), w, True)
     rows = [N_X + Kinetics._fields.index(n) for n in names]
-    return ca.Function("celltwin_step_adjoint", [x, u, theta, dt, w], [ca.densify(product[:N_X]), ca.densify(product[rows])])
+    return ca.Function(
+        "celltwin_step_adjoint", [x, u, theta, dt, w], [ca.densify(product[:N_X]), ca.densify(product[rows])]
+    )
 
 
 _LOOPS = """
@@ -101,7 +105,9 @@ def _library(names: tuple[str, ...]) -> Any | None:
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 code, built = Path(scratch) / "sweeps.c", Path(scratch) / "sweeps.so"
                 code.write_text(source)
-                subprocess.run([compiler, *flags, "-o", built, code, "-lm"], check=True, capture_output=True, timeout=240)
+                subprocess.run(
+                    [compiler, *flags, "-o", built, code, "-lm"], check=True, capture_output=True, timeout=240
+                )
                 built.replace(target)  # atomic: two processes may build at once
         library = ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError):

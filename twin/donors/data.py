@@ -200,13 +200,17 @@ def _static(batches: Sequence[RecordedBatch], donors: tuple[str, ...], process: 
 def _yields(batches: Sequence[RecordedBatch], process: Process) -> tuple[StageYields, ...]:
     out: list[StageYields] = []
     for stage in process.stages:
-        pairs = [(b.id, b.metadata.get(f"cells_in_{stage.name}"), b.metadata.get(f"cells_out_{stage.name}")) for b in batches]
+        pairs = [
+            (b.id, b.metadata.get(f"cells_in_{stage.name}"), b.metadata.get(f"cells_out_{stage.name}")) for b in batches
+        ]
         ratios: list[float] = []
         for name, into, outof in pairs:
             if into is None or outof is None:
                 continue
             if not isinstance(into, (int, float)) or not isinstance(outof, (int, float)) or min(into, outof) <= 0:
-                raise FitError(f"batch {name!r}: cells_in_{stage.name} and cells_out_{stage.name} must be numbers above 0")
+                raise FitError(
+                    f"batch {name!r}: cells_in_{stage.name} and cells_out_{stage.name} must be numbers above 0"
+                )
             ratios.append(float(np.log(outof / into)))
         if len(ratios) >= MIN_DONORS:
             out.append(StageYields(stage.name, stage.yield_mean, stage.yield_sd_ln, np.array(ratios)))

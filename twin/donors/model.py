@@ -74,7 +74,11 @@ def build(
     with pm.Model(coords=coords) as model:
         m = pm.Normal("m", median, np.maximum(spread, 0.15), dims="parameter")
         chol, _, _ = pm.LKJCholeskyCov(
-            "L", n=len(names), eta=4.0, sd_dist=pm.LogNormal.dist(np.log(spread), 0.4, shape=len(names)), compute_corr=True
+            "L",
+            n=len(names),
+            eta=4.0,
+            sd_dist=pm.LogNormal.dist(np.log(spread), 0.4, shape=len(names)),
+            compute_corr=True,
         )
         if centred:
             theta = pm.MvNormal("theta", m, chol=chol, dims=("donor", "parameter"))
@@ -91,7 +95,10 @@ def build(
         viable = pt.exp(pm.Normal("ln_viable0", np.log(np.mean(x0.viable)), 0.3, dims="batch"))
         dead = pt.exp(pm.Normal("ln_dead0", np.log(np.mean(x0.dead)), 0.4, dims="batch"))
         start = x0._replace(
-            car_positive=viable * x0.car_fraction, car_negative=viable * (1.0 - x0.car_fraction), dead=dead, doublings=doublings
+            car_positive=viable * x0.car_fraction,
+            car_negative=viable * (1.0 - x0.car_fraction),
+            dead=dead,
+            doublings=doublings,
         )
         trajectory = Trajectory(data.controls(steps, span), process.theta, names, span, compiled)
         path = trajectory(pt.stack([pt.as_tensor(v) for v in start], axis=1), pt.exp(theta)[data.donor_of])
@@ -113,7 +120,10 @@ def _observe(data: FitData, path: Any, steps: int, span: float) -> None:
 
         def at(*fields: str) -> Any:
             value = sum(path[:, :, State._fields.index(f)] for f in fields)
-            return pt.exp((1.0 - weight) * pt.log(value[before, samples.column]) + weight * pt.log(value[before + 1, samples.column]))
+            return pt.exp(
+                (1.0 - weight) * pt.log(value[before, samples.column])
+                + weight * pt.log(value[before + 1, samples.column])
+            )
 
         if channel == COUNTS:
             return at("car_positive", "car_negative")
@@ -131,7 +141,11 @@ def _observe(data: FitData, path: Any, steps: int, span: float) -> None:
         time, sd, value = (np.concatenate([getattr(s, f) for s in own]) for f in ("time", "sd", "value"))
         predicted = pt.concatenate([seen(c, s) for c, s in zip(channels, own, strict=True)])
         scale = pt.sqrt(sd**2 + q**2 * time)
-        return (predicted, scale, value) if channels == ["viability"] else (pt.log(predicted + limit), scale, np.log(value + limit))
+        return (
+            (predicted, scale, value)
+            if channels == ["viability"]
+            else (pt.log(predicted + limit), scale, np.log(value + limit))
+        )
 
     counts, scale, value = together([COUNTS])
     pm.StudentT("counts", nu=4.0, mu=counts, sigma=scale, observed=value)

@@ -26,7 +26,12 @@ class Trajectory(Op):
     """(x0 [d, 13], learnt kinetics [d, p]) -> path [steps + 1, d, 13] under fixed controls."""
 
     def __init__(
-        self, controls: Float[np.ndarray, "steps d 4"], theta: Theta, names: tuple[str, ...], span: float, compiled: bool = True
+        self,
+        controls: Float[np.ndarray, "steps d 4"],
+        theta: Theta,
+        names: tuple[str, ...],
+        span: float,
+        compiled: bool = True,
     ) -> None:
         self.controls = np.ascontiguousarray(controls, dtype=float)
         self.base = np.tile(flat(theta), (controls.shape[1], 1))
@@ -63,7 +68,9 @@ class _Adjoint(Op):
         self.forward = forward
 
     def make_node(self, cell: Any, path: Any, weight: Any) -> Apply:
-        return Apply(self, [pt.as_tensor(v, dtype="float64") for v in (cell, path, weight)], [pt.dmatrix(), pt.dmatrix()])
+        return Apply(
+            self, [pt.as_tensor(v, dtype="float64") for v in (cell, path, weight)], [pt.dmatrix(), pt.dmatrix()]
+        )
 
     def perform(self, node: Apply, inputs: Any, outputs: Any) -> None:
         f, (cell, path, weight) = self.forward, inputs

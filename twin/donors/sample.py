@@ -6,8 +6,9 @@ needed and nothing is cached. n-ary products are split into binary ones first, f
 
 from __future__ import annotations
 
+import multiprocessing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,30 +73,69 @@ def _function(argument: Any, outputs: list[Any]) -> Any:
 
 
 def nuts(
-    model: pm.Model, *, draws: int, tune: int, chains: int, seed: int, cores: int, tick: Callable[[float], None] | None = None
+    model: pm.Model,
+    *,
+    draws: int,
+    tune: int,
+    chains: int,
+    seed: int,
+    cores: int,
+    tick: Callable[[float], None] | None = None,
 ) -> tuple[arviz.InferenceData, str]:
-    """Posterior draws and the name of the sampler. `tick` is called with the share of draws that came since the last call."""
-    target = density(model)
+    """Posterior draws and the name of the sampler; `tick` is called with 1 for every chain that ends."""
     if find_spec("nutpie") is None:
         return _by_pymc(model, draws, tune, chains, seed, cores), "pymc"
-    return _by_nutpie(model, target, draws, tune, chains, seed, cores, tick), "nutpie"
+    target = density(model)
+    jobs = [_Job(target, draws, tune, seed + 1000 * k) for k in range(chains)]
+    results: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+    for result in _each(jobs, cores):
+        results.append(result)
+        if tick:
+            tick(1)
+    q, stats = np.stack([q for q, _ in results]), {k: np.stack([s[k] for _, s in results]) for k in results[0][1]}
+    return _named(import_arviz(), model, target, q, stats), "nutpie"
 
 
-def _by_nutpie(
-    model: pm.Model, target: Density, draws: int, tune: int, chains: int, seed: int, cores: int,
-    tick: Callable[[float], None] | None,
-) -> arviz.InferenceData:  # fmt: skip
+class _Job(NamedTuple):
+    target: Density
+    draws: int
+    tune: int
+    seed: int
+
+
+_queue: list[_Job] = []
+
+
+def _each(jobs: list[_Job], cores: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """One chain after another in order; in forked processes where there are several cores and the system can fork.
+
+    Not in threads: a PyTensor function keeps its intermediate values, so two threads may not run it at once.
+    """
+    if min(cores, len(jobs)) < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        yield from map(_chain, jobs)
+        return
+    _queue[:] = jobs  # children inherit it: the density cannot be pickled
+    try:
+        with multiprocessing.get_context("fork").Pool(min(cores, len(jobs))) as pool:
+            yield from pool.imap(_queued, range(len(jobs)))
+    finally:
+        _queue.clear()
+
+
+def _queued(k: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    return _chain(_queue[k])
+
+
+def _chain(job: _Job) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """One chain: coordinates [draw, n] and the sampler's statistics [draw]."""
     import nutpie
     from nutpie.compiled_pyfunc import from_pyfunc
 
-    az = import_arviz()
-    n = target.start.size
+    target, n = job.target, job.target.start.size
 
     def make_density() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
-        evaluate = target.value_and_gradient.copy()  # type: ignore[attr-defined]  # a chain is a thread; storage is not shared
-
         def call(x: np.ndarray) -> tuple[float, np.ndarray]:
-            value, gradient = evaluate(np.array(x))
+            value, gradient = target.value_and_gradient(np.array(x))
             if not np.isfinite(value) or not np.isfinite(gradient).all():
                 return -np.inf, np.zeros(n)
             return float(value), np.asarray(gradient)
@@ -108,16 +148,20 @@ def _by_nutpie(
     def begin(seed: int) -> np.ndarray:
         return target.start + np.random.default_rng(seed).uniform(-0.1, 0.1, n)
 
-    compiled = from_pyfunc(n, make_density, make_expand, [np.dtype("float64")], [(n,)], ["q"], make_initial_point_fn=begin)
-    sampler = nutpie.sample(
-        compiled, draws=draws, tune=tune, chains=chains, cores=cores, seed=seed, progress_bar=False,
+    compiled = from_pyfunc(
+        n, make_density, make_expand, [np.dtype("float64")], [(n,)], ["q"], make_initial_point_fn=begin
+    )
+    trace = nutpie.sample(
+        compiled, draws=job.draws, tune=job.tune, chains=1, cores=1, seed=job.seed, progress_bar=False,
         low_rank_modified_mass_matrix=True, save_warmup=False,
     )  # fmt: skip
-    q = np.asarray(sampler.posterior["q"])
-    return _named(az, model, target, q, sampler.sample_stats)
+    stats = {str(k): np.asarray(v)[0] for k, v in trace.sample_stats.data_vars.items() if v.ndim == 2}
+    return np.asarray(trace.posterior["q"])[0], stats
 
 
-def _named(az: Any, model: pm.Model, target: Density, q: np.ndarray, stats: Any) -> arviz.InferenceData:
+def _named(
+    az: Any, model: pm.Model, target: Density, q: np.ndarray, stats: dict[str, np.ndarray]
+) -> arviz.InferenceData:
     """Draws [chain, draw, n] in unconstrained coordinates to the model's own variables, with their coordinates."""
     flat_draws = [target.expand(np.ascontiguousarray(v)) for v in q.reshape(-1, q.shape[-1])]
     posterior = {
@@ -127,8 +171,7 @@ def _named(az: Any, model: pm.Model, target: Density, q: np.ndarray, stats: Any)
     dims = {k: [str(d) for d in v] for k, v in model.named_vars_to_dims.items() if k in posterior}
     coords = {k: list(v) for k, v in model.coords.items() if v is not None and len(v)}
     return az.from_dict(
-        posterior=posterior, sample_stats={k: np.asarray(v) for k, v in stats.data_vars.items() if v.ndim == 2},
-        coords=coords, dims=dims,
+        posterior=posterior, sample_stats=stats, coords=coords, dims=dims,
     )  # fmt: skip
 
 

@@ -169,7 +169,9 @@ def detect(path: Path) -> Mapping | None:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise DataError(path, f"fits several mappings ({', '.join(m.name for m in fitting)}); choose one with --mapping")
+        raise DataError(
+            path, f"fits several mappings ({', '.join(m.name for m in fitting)}); choose one with --mapping"
+        )
     raise DataError(
         path,
         f"is neither tidy (batch, channel, value, unit) nor fits a known mapping ({', '.join(mapping_names())}); "

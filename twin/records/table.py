@@ -49,7 +49,9 @@ def read_table(path: Path, header_row: int = 1) -> Table:
             reader = csv.reader(stream, strict=True)
             content = [(reader.line_num, row) for row in reader]
     except UnicodeDecodeError as error:
-        raise DataError(path, f"not UTF-8 text ({error.reason} at byte {error.start}); expected CSV or Parquet") from error
+        raise DataError(
+            path, f"not UTF-8 text ({error.reason} at byte {error.start}); expected CSV or Parquet"
+        ) from error
     except (OSError, csv.Error) as error:
         raise DataError(path, f"cannot be read as CSV: {error}") from error
     if len(content) < header_row:
@@ -78,7 +80,9 @@ def header(path: Path, line: int) -> tuple[str, ...]:
                 if number == line:
                     return tuple(cell.strip() for cell in row)
     except UnicodeDecodeError as error:
-        raise DataError(path, f"not UTF-8 text ({error.reason} at byte {error.start}); expected CSV or Parquet") from error
+        raise DataError(
+            path, f"not UTF-8 text ({error.reason} at byte {error.start}); expected CSV or Parquet"
+        ) from error
     except (OSError, csv.Error) as error:
         raise DataError(path, f"cannot be read as CSV: {error}") from error
     return ()

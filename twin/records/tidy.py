@@ -181,7 +181,9 @@ def _read_actions(path: Path, headers: Mapping[str, _Header], known: set[str]) -
     table = read_table(path)
     _check_columns(table, ACTION_COLUMNS, ACTION_OPTIONAL)
     actions: dict[str, list[ControlApplied]] = {}
-    pending: dict[tuple[str, str], tuple[float, float | None]] = {}  # (batch, actuator) -> start and end of the last row
+    pending: dict[
+        tuple[str, str], tuple[float, float | None]
+    ] = {}  # (batch, actuator) -> start and end of the last row
     for row in _rows(table):
         batch, actuator, at = row.text("batch"), row.text("actuator"), row.number("time_d")
         if batch not in known:
@@ -191,9 +193,13 @@ def _read_actions(path: Path, headers: Mapping[str, _Header], known: set[str]) -
         unit = row.cell("unit")
         volume = headers[batch].volume_l if batch in headers else None
         try:
-            rate = to_canonical(actuator, row.number("rate"), None if is_blank(unit) else text_of(unit), volume_l=volume)
+            rate = to_canonical(
+                actuator, row.number("rate"), None if is_blank(unit) else text_of(unit), volume_l=volume
+            )
         except UnitError as error:
-            raise row.error("unit", f"{error} (the volume comes from the batches table)" if "volume" in str(error) else str(error)) from None
+            raise row.error(
+                "unit", f"{error} (the volume comes from the batches table)" if "volume" in str(error) else str(error)
+            ) from None
         if rate < 0:
             raise row.error("rate", f"{rate:g} is negative; expected a rate of 0 or more")
         until = row.optional("until_d")
@@ -205,7 +211,9 @@ def _read_actions(path: Path, headers: Mapping[str, _Header], known: set[str]) -
             start, end = last
             if at <= start or (end is not None and at < end):
                 until_text = "" if end is None else f" (it lasts until {end!r})"
-                raise row.error("time_d", f"{at!r} is not after the row before of {actuator}, which starts at {start!r}{until_text}")
+                raise row.error(
+                    "time_d", f"{at!r} is not after the row before of {actuator}, which starts at {start!r}{until_text}"
+                )
             if end is not None and at > end:
                 done.append(ControlApplied(f"{actuator}@{end!r}", end, actuator, 0.0))
         pending[batch, actuator] = (at, until)
@@ -223,7 +231,9 @@ def read_tidy(path: Path) -> Records:
     table = read_table(path)
     _check_columns(table, MEASUREMENT_COLUMNS, MEASUREMENT_OPTIONAL)
     if "time_d" not in table.columns and "time" not in table.columns:
-        raise DataError(path, "missing; expected days since inoculation (or `time`, ISO 8601 with zone)", column="time_d")
+        raise DataError(
+            path, "missing; expected days since inoculation (or `time`, ISO 8601 with zone)", column="time_d"
+        )
     actions_path, batches_path = siblings(path)
     headers = _read_headers(batches_path) if batches_path else {}
     measurements: dict[str, dict[tuple[str, int], Measurement]] = {name: {} for name in headers}
@@ -256,7 +266,9 @@ def read_tidy(path: Path) -> Records:
         h = headers.get(name, _Header())
         donor = donors.get(name)
         if donor is None:
-            raise DataError(path, f"batch {name!r} has no donor; give one in this file or in the batches table", column="donor")
+            raise DataError(
+                path, f"batch {name!r} has no donor; give one in this file or in the batches table", column="donor"
+            )
         batches.append(
             RecordedBatch(
                 name, donor, h.group or donor, h.preset, h.start,

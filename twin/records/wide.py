@@ -37,25 +37,38 @@ def read_wide(path: Path, mapping: Mapping) -> Records:
         table.index(column)
     for column in table.columns:
         if column not in mapping.used and column not in mapping.ignore:
-            raise DataError(path, f"not in mapping {mapping.name!r}; map it or list it under `ignore` with the reason", column=column)
+            raise DataError(
+                path,
+                f"not in mapping {mapping.name!r}; map it or list it under `ignore` with the reason",
+                column=column,
+            )
     skipped: Counter[tuple[str, str]] = Counter()
     samples: dict[str, list[_Sample]] = {}
     about: dict[str, tuple[str, str, dict[str, str | float]]] = {}
     for position, line in enumerate(table.lines):
         batch = _fill(table, position, mapping.batch)
-        found = (
-            _fill(table, position, mapping.donor),
-            _fill(table, position, mapping.group),
-            {c: text_of(table.rows[position][table.index(c)]) for c in mapping.metadata},
-        )
+        kept: dict[str, str | float] = {c: text_of(table.rows[position][table.index(c)]) for c in mapping.metadata}
+        found = (_fill(table, position, mapping.donor), _fill(table, position, mapping.group), kept)
         if about.setdefault(batch, found) != found:
-            raise DataError(path, f"donor, group or metadata of batch {batch!r} differ from its rows above: {found}", row=line)
+            raise DataError(
+                path, f"donor, group or metadata of batch {batch!r} differ from its rows above: {found}", row=line
+            )
         sample = _sample(table, position, mapping, skipped)
         before = samples.setdefault(batch, [])
         if before and sample.at == before[-1].at:
-            raise DataError(path, f"repeats the time of batch {batch!r} on row {before[-1].line}", row=line, column=mapping.time.column)
+            raise DataError(
+                path,
+                f"repeats the time of batch {batch!r} on row {before[-1].line}",
+                row=line,
+                column=mapping.time.column,
+            )
         if before and sample.at < before[-1].at:
-            raise DataError(path, f"goes back in time: batch {batch!r} had {before[-1].day:g} on row {before[-1].line}", row=line, column=mapping.time.column)
+            raise DataError(
+                path,
+                f"goes back in time: batch {batch!r} had {before[-1].day:g} on row {before[-1].line}",
+                row=line,
+                column=mapping.time.column,
+            )
         before.append(sample)
     if not samples:
         raise DataError(path, "holds no rows below the header")
@@ -63,8 +76,19 @@ def read_wide(path: Path, mapping: Mapping) -> Records:
     for batch, rows in samples.items():
         donor, group, metadata = about[batch]
         actions = _feeds(batch, rows, mapping, path, skipped)
-        kept = sorted((m for s in rows for m in s.readings.values()), key=by_time)
-        batches.append(RecordedBatch(batch, donor, group, mapping.preset, None, tuple(kept), actions, {k: v for k, v in metadata.items() if v}))
+        readings = sorted((m for s in rows for m in s.readings.values()), key=by_time)
+        batches.append(
+            RecordedBatch(
+                batch,
+                donor,
+                group,
+                mapping.preset,
+                None,
+                tuple(readings),
+                actions,
+                {k: v for k, v in metadata.items() if v},
+            )
+        )
     skips = tuple(Skip(column, reason, n) for (column, reason), n in sorted(skipped.items()))
     return Records(str(path), mapping.name, tuple(batches), skips)
 
@@ -124,7 +148,12 @@ def _reading(
             return None
         divisor = _number(table, position, entry.per)
         if divisor <= 0:
-            raise DataError(table.path, f"{divisor:g} cannot divide {entry.column}; expected a number above 0", row=line, column=entry.per)
+            raise DataError(
+                table.path,
+                f"{divisor:g} cannot divide {entry.column}; expected a number above 0",
+                row=line,
+                column=entry.per,
+            )
     try:
         value = to_canonical(entry.channel, raw / divisor, entry.unit)
     except UnitError as error:
@@ -164,7 +193,9 @@ def _feeds(
             before = row
             continue
         if before is None or before.day != row.day:
-            raise DataError(path, f"batch {batch!r} has a row after a feed on day {row.day:g}, but none before it", row=row.line)
+            raise DataError(
+                path, f"batch {batch!r} has a row after a feed on day {row.day:g}, but none before it", row=row.line
+            )
         same = {c for c, m in row.readings.items() if c in before.readings and m.value == before.readings[c].value}
         if row.readings and same == set(row.readings):
             for channel in same:

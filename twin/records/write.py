@@ -33,7 +33,9 @@ def write_tidy(batches: Iterable[RecordedBatch], path: Path) -> tuple[Path, ...]
         for m in b.measurements
     ]
     actions = [
-        (b.id, a.at, a.actuator, a.rate, CANONICAL[a.actuator], None, a.id, a.cmd_id) for b in batches for a in b.actions
+        (b.id, a.at, a.actuator, a.rate, CANONICAL[a.actuator], None, a.id, a.cmd_id)
+        for b in batches
+        for a in b.actions
     ]
     headers = [
         (b.id, b.donor, b.group, b.preset, b.start.isoformat() if b.start else None, b.metadata.get("volume_l"),
@@ -60,11 +62,11 @@ def _write(path: Path, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) 
             writer.writerow(columns)
             writer.writerows([repr(c) if isinstance(c, float) else "" if c is None else c for c in row] for row in rows)
         return
-    import pyarrow  # heavy, and most files are CSV
+    import pyarrow as pa  # heavy, and most files are CSV
     import pyarrow.parquet as parquet
 
     cells = {name: [row[k] for row in rows] for k, name in enumerate(columns)}
     for name, column in cells.items():
         if any(isinstance(c, str) for c in column):  # one column, one type: metadata of both kinds become text
             cells[name] = [c if c is None or isinstance(c, str) else repr(c) for c in column]
-    parquet.write_table(pyarrow.table(cells), path)
+    parquet.write_table(pa.table(cells), path)

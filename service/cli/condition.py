@@ -1,0 +1,180 @@
+"""`celltwin condition`: one batch's data on a donor prior: what is known of the donor, what will happen, P(pass)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from service.cli.console import console, emit_json, fail, progress
+
+KHAT = "no importance sampling in this step: the filter conditions, so there is no k-hat"
+OUTLYING = 0.99
+"""A donor beyond this share of the population is unlike those that the prior was fitted to: a refit is due."""
+
+
+def condition(
+    data: Annotated[Path, typer.Argument(help="Tidy or wide measurements, CSV or Parquet (file or folder).")],
+    prior: Annotated[Path, typer.Option(help="Donor-prior artefact, as written by celltwin fit.")],
+    mode: Annotated[
+        Literal["retrospective", "realtime", "prospective"],
+        typer.Option(help="All data of a finished batch, the data known by --now, or none."),
+    ] = "realtime",
+    batch: Annotated[str | None, typer.Option(help="Which batch of the file; needed where there are several.")] = None,
+    now: Annotated[
+        float | None, typer.Option(help="Day since inoculation [d]; default: the newest that is known.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Process: a name under configs/processes or a file.")] = "car_nk",
+    mapping: Annotated[str | None, typer.Option(help="Column mapping of a wide file: name or file.")] = None,
+    filter_name: Annotated[Literal["ukf", "ekf"], typer.Option("--filter", help="Estimator.")] = "ukf",
+    futures: Annotated[int, typer.Option(min=20, help="Futures of the forecast.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the futures.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Posterior of the donor, bands, and P(pass) per CQA and jointly, under the process's recipe."""
+    from dataclasses import replace
+
+    from controllers.recipes import recipe_schedule
+    from twin.batch import apply, assimilate, believe_at, start
+    from twin.config import load_config
+    from twin.donors.artefact import load_artefact
+    from twin.evidence import Refused
+    from twin.futures import forecast
+
+    process, artefact = load_config(preset), load_artefact(prior)
+    if artefact.manifest["provenance"].get("process") != process.name:
+        fail(f"{prior}: was fitted to process {artefact.manifest['provenance'].get('process')!r}, not {process.name!r}")
+    record = _chosen(data, mapping, batch)
+    volume = record.metadata.get("volume_l")
+    if isinstance(volume, (int, float)):
+        process = replace(process, initial=process.initial._replace(volume=float(volume)))
+    ended = min((a.at for a in record.actions if a.actuator == "harvest"), default=None)
+    newest = max((m.received_at for m in record.measurements), default=0.0)
+    if now is not None and not 0.0 <= now <= 100.0:
+        fail(f"--now {now:g}: expected days since inoculation, 0 to 100")
+    at = 0.0 if mode == "prospective" else newest if now is None or mode == "retrospective" else now
+    facts = [] if mode == "prospective" else [
+        m for m in record.measurements if mode == "retrospective" or (m.received_at <= at and m.sampled_at <= at)
+    ]  # fmt: skip
+    if mode != "prospective" and not facts:
+        fail(
+            f"{data}: batch {record.id!r} has no measurement known by day {at:g}: give a later --now, or --mode prospective"
+        )
+    if ended is not None and mode != "prospective" and ended <= at:
+        at = ended
+    known = start(record.id, process, artefact.prior, filter_name)
+    actions = [] if mode == "prospective" else [a for a in record.actions if a.at <= at]
+    with progress(f"{mode} {record.id}", len(facts) + 1) as advance:
+        try:
+            for a in actions:
+                known = apply(known, a)
+            for m in facts:
+                known = assimilate(known, m)
+                advance(1)
+        except Refused as error:
+            fail(f"{data}: batch {record.id!r}: {error}")
+        closed = mode == "retrospective" or ended == at
+        outlook = forecast(
+            known, at, recipe_schedule(process.recipe), n=futures, seed=seed, harvest_at=at if closed else None
+        )  # fmt: skip
+        advance(1)
+    distance, share = _how_unusual(known, at)
+    bands = _history(known, at, believe_at) if closed else {
+        k: {"t": b.t, "q05": b.q05, "q50": b.q50, "q95": b.q95} for k, b in outlook.bands.items()
+    }  # fmt: skip
+    report = {
+        "batch": record.id, "donor": record.donor, "mode": mode, "at": at, "samples": len(facts),
+        "basis": "filtered estimates of the past (no smoother yet)" if closed else "forecast under the recipe",
+        "p_pass": dict(outlook.p_pass), "p_release": outlook.p_release, "bands": bands,
+        "harvest": {"q05": outlook.harvest[0], "q50": outlook.harvest[1], "q95": outlook.harvest[2]},
+        "donor_parameters": _donor(known, at),
+        "khat": None, "khat_reason": KHAT,
+        "refit_due": share > OUTLYING, "population_distance": distance, "population_share": share,
+    }  # fmt: skip
+    if json:
+        emit_json(report)
+    else:
+        _tables(report)
+
+
+def _chosen(data: Path, mapping: str | None, wanted: str | None) -> Any:
+    from twin.records import read_batches
+
+    batches = [b for b in read_batches(data, mapping) if b.metadata.get("stage", "bioreactor") == "bioreactor"]
+    known = ", ".join(b.id for b in batches) or "none"
+    if wanted is None and len(batches) == 1:
+        return batches[0]
+    if wanted is None:
+        fail(f"{data}: has {len(batches)} bioreactor batches ({known}): name one with --batch")
+    found = [b for b in batches if b.id == wanted]
+    if not found:
+        fail(f"{data}: has no bioreactor batch {wanted!r}; there are: {known}")
+    return found[0]
+
+
+def _donor(known: Any, at: float) -> dict[str, Any]:
+    from twin.batch import believe_at
+    from twin.belief import learnt
+
+    return {k: m._asdict() for k, m in learnt(believe_at(known, at), known.layout).items()}
+
+
+def _how_unusual(known: Any, at: float) -> tuple[float, float]:
+    """Mahalanobis distance of the donor's estimate from the population, and the share of donors that lie nearer."""
+    import numpy as np
+    from scipy.stats import chi2
+
+    from twin.batch import believe_at
+    from twin.belief import N_STATE
+
+    prior, p = known.donor_prior, len(known.donor_prior.names)
+    off = believe_at(known, at).mean[N_STATE : N_STATE + p] - prior.mean
+    squared = float(off @ np.linalg.solve(prior.cov, off))
+    return squared**0.5, float(chi2.cdf(squared, p))
+
+
+def _history(known: Any, until: float, believe_at: Any) -> dict[str, Any]:
+    """Filtered 5, 50 and 95 % quantiles every quarter day of what has been."""
+    import numpy as np
+
+    from twin.belief import N_STATE, draws
+    from twin.bioreactor import Coordinates, State, from_coordinates
+    from twin.futures import QUANTITIES
+
+    times = np.append(np.arange(0.0, until - 1e-9, 0.25), until)
+    bands: dict[str, Any] = {name: {"t": times, "q05": [], "q50": [], "q95": []} for name in QUANTITIES}
+    for t in times:
+        points = draws(believe_at(known, float(t)), 400, np.random.default_rng(7))
+        state = State(*from_coordinates(Coordinates(*np.exp(points[:N_STATE]))))
+        for name, quantity in QUANTITIES.items():
+            for key, value in zip(("q05", "q50", "q95"), np.quantile(quantity(state), [0.05, 0.5, 0.95]), strict=True):
+                bands[name][key].append(float(value))
+    return bands
+
+
+def _tables(report: dict[str, Any]) -> None:
+    console.print(
+        f"{report['batch']} ({report['donor']}), {report['mode']} at day {report['at']:.2f}, {report['samples']} samples; {report['basis']}"
+    )
+    table = Table(title="P(pass)", title_justify="left")
+    table.add_column("CQA")
+    table.add_column("P", justify="right")
+    for cqa, p in report["p_pass"].items():
+        table.add_row(cqa, f"{p:.2f}")
+    table.add_row("all (release)", f"{report['p_release']:.2f}")
+    console.print(table)
+    donor = Table(title="donor", title_justify="left")
+    for column in ("parameter", "mean", "5 %", "95 %"):
+        donor.add_column(column, justify="left" if column == "parameter" else "right")
+    for name, m in report["donor_parameters"].items():
+        donor.add_row(name, f"{m['mean']:.3g}", f"{m['q05']:.3g}", f"{m['q95']:.3g}")
+    console.print(donor)
+    h = report["harvest"]
+    console.print(f"harvest day {h['q50']:.1f} ({h['q05']:.1f} to {h['q95']:.1f})")
+    nearer = f"{100 * report['population_share']:.0f} % of donors lie nearer the population's centre"
+    console.print(
+        f"{nearer}: {'unlike the donors of the prior, a refit is due' if report['refit_due'] else 'no refit is due'}"
+    )
+    console.print(f"k-hat: none ({report['khat_reason']})")

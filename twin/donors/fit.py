@@ -1,0 +1,191 @@
+"""Records to posterior to donor prior, with the diagnostics that a fit must pass before anything rests on it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from twin.donors.artefact import save_prior
+from twin.donors.data import FitData, FitError, prepare
+from twin.donors.model import CENTRED, SPAN, build
+from twin.donors.prior import DEFAULT_PARAMETERS, DonorPrior
+from twin.donors.sample import import_arviz, nuts
+from twin.process import Process
+from twin.records import RecordedBatch
+
+if TYPE_CHECKING:
+    import arviz
+
+PACKAGES = ("celltwin", "numpy", "scipy", "casadi", "pymc", "pytensor", "nutpie", "arviz")
+POPULATION = ("m", "L_stds", "theta", "yield", "yield_sd", "q")
+"""What the diagnostics look at: everything the prior is made of."""
+
+
+class Settings(NamedTuple):
+    """How to sample."""
+
+    draws: int = 500
+    tune: int = 500
+    chains: int = 4
+    seed: int = 1
+    cores: int = 2
+    centred: bool = CENTRED
+    span: float = SPAN  # step of the integration grid [d]
+
+
+class Limits(NamedTuple):
+    """What a posterior must meet (Vehtari 2021 for R-hat and ESS; Betancourt 2016 for E-BFMI)."""
+
+    r_hat: float = 1.05
+    ess: float = 100.0
+    divergent: float = 0.01  # share of draws
+    e_bfmi: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostics:
+    """Worst figures over the population, the donors and the noise, and what is wrong with them."""
+
+    r_hat: float
+    ess_bulk: float
+    ess_tail: float
+    divergent: int
+    draws: int
+    e_bfmi: float
+    worst: str  # the parameter with the largest R-hat
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """A posterior, what it says of a new donor, and what it rests on."""
+
+    prior: DonorPrior
+    draws: Float[np.ndarray, "n p"]  # ln kinetics of a donor not yet seen, one a posterior draw
+    posterior: arviz.InferenceData
+    diagnostics: Diagnostics
+    data: FitData
+    settings: Settings
+    sampler: str
+
+
+def fit(
+    records: Sequence[RecordedBatch],
+    process: Process,
+    names: tuple[str, ...] = DEFAULT_PARAMETERS,
+    settings: Settings = Settings(),  # noqa: B008 - immutable
+    tick: Callable[[float], None] | None = None,
+) -> Fit:
+    """Fit the population to the records. Raises FitError for data that cannot carry a fit; judge `Fit.diagnostics` before use."""
+    data = prepare(records, process)
+    model = build(data, process, names, centred=settings.centred, span=settings.span)
+    posterior, sampler = nuts(
+        model, draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,
+        tick=tick,
+    )  # fmt: skip
+    diagnostics = diagnose(posterior)
+    draws = new_donor(posterior, np.random.default_rng([settings.seed, 28]))
+    prior = DonorPrior(
+        names,
+        draws.mean(axis=0),
+        np.cov(draws.T),
+        {"basis": f"hierarchical fit of {len(data.donors)} donors", "data": data.sha256},
+    )
+    return Fit(prior, draws, posterior, diagnostics, data, settings, sampler)
+
+
+def new_donor(posterior: arviz.InferenceData, rng: np.random.Generator, each: int = 1) -> Float[np.ndarray, "n p"]:
+    """ln kinetics of donors not yet seen, `each` a posterior draw: m + L z, the population's own uncertainty included."""
+    p = posterior.posterior
+    m = np.asarray(p["m"])
+    m = m.reshape(-1, m.shape[-1])
+    scale = np.asarray(p["L_stds"]).reshape(m.shape)
+    corr = np.asarray(p["L_corr"]).reshape(-1, m.shape[1], m.shape[1])
+    root = scale[:, :, None] * np.linalg.cholesky(corr + 1e-10 * np.eye(m.shape[1]))
+    z = rng.standard_normal((each, *m.shape))
+    return (m + np.einsum("nij,enj->eni", root, z)).reshape(-1, m.shape[1])
+
+
+def diagnose(posterior: arviz.InferenceData, limits: Limits = Limits()) -> Diagnostics:  # noqa: B008 - immutable
+    """R-hat, effective sample sizes, divergences and E-BFMI, and what to do about them."""
+    az = import_arviz()
+    names = [n for n in POPULATION if n in posterior.posterior]
+    table = az.summary(posterior, var_names=names, kind="diagnostics", round_to="none")
+    stats = posterior.sample_stats
+    divergent = int(np.asarray(stats["diverging"]).sum()) if "diverging" in stats else 0
+    draws = int(np.prod(np.asarray(posterior.posterior["m"]).shape[:2]))
+    energy = float(np.min(az.bfmi(posterior))) if "energy" in stats else float("nan")
+    r_hat, bulk, tail = (
+        float(f(table[c])) for f, c in ((np.nanmax, "r_hat"), (np.nanmin, "ess_bulk"), (np.nanmin, "ess_tail"))
+    )
+    problems: list[str] = []
+    if r_hat > limits.r_hat:
+        problems.append(
+            f"R-hat {r_hat:.3f} of {table['r_hat'].idxmax()} is above {limits.r_hat}: chains disagree; raise --tune and --draws"
+        )
+    if min(bulk, tail) < limits.ess:
+        problems.append(f"effective sample size {min(bulk, tail):.0f} is under {limits.ess:.0f}: raise --draws")
+    if divergent > limits.divergent * draws:
+        problems.append(
+            f"{divergent} of {draws} draws diverged: raise --tune, or try the other parametrisation (--centred/--non-centred)"
+        )
+    if energy < limits.e_bfmi:
+        problems.append(f"E-BFMI {energy:.2f} is under {limits.e_bfmi}: raise --tune, or try the other parametrisation")
+    return Diagnostics(r_hat, bulk, tail, divergent, draws, energy, str(table["r_hat"].idxmax()), tuple(problems))
+
+
+def demand_sound(diagnostics: Diagnostics) -> None:
+    """Raises FitError with the advice where a posterior must not become a prior."""
+    if diagnostics.problems:
+        raise FitError("the fit did not converge: " + "; ".join(diagnostics.problems))
+
+
+def save_fit(result: Fit, process: Process, folder: Path, command: str, *, whole: bool = True, keep: int = 500) -> Path:
+    """Write the artefact: `keep` thinned draws, and the whole posterior unless `whole` is False. Returns the manifest."""
+    az = import_arviz()
+    names = [n for n in (*POPULATION, "L_corr", "ln_phi", "phi_sd") if n in result.posterior.posterior]
+    table = az.summary(
+        result.posterior, var_names=[n for n in names if n != "theta"], kind="stats", hdi_prob=0.9, round_to=6
+    )
+    thin = max(1, len(result.draws) // keep)
+    summary = {
+        "population": {str(k): {"mean": float(r["mean"]), "sd": float(r["sd"])} for k, r in table.iterrows()},
+        "donors": len(result.data.donors),
+    }
+    return save_prior(
+        folder, result.prior, result.draws[::thin][:keep], summary, provenance(result, process, command),
+        result.posterior if whole else None,
+    )  # fmt: skip
+
+
+def provenance(result: Fit, process: Process, command: str) -> dict[str, Any]:
+    """All that is needed to tell where a prior came from and to make it again."""
+    d = result.diagnostics
+    return {
+        "command": command,
+        "process": process.name,
+        "donors": list(result.data.donors),
+        "data_sha256": result.data.sha256,
+        "settings": result.settings._asdict(),
+        "sampler": result.sampler,
+        "diagnostics": {
+            "r_hat": d.r_hat, "ess_bulk": d.ess_bulk, "ess_tail": d.ess_tail, "divergent": d.divergent, "draws": d.draws,
+            "e_bfmi": d.e_bfmi if np.isfinite(d.e_bfmi) else None,
+        },
+        "packages": {name: v for name in PACKAGES if (v := _version(name))},
+        "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
