@@ -45,7 +45,6 @@ def situate(batch: Batch, now: float, belief: Belief) -> Situation:
     """All that a policy may look at, at `now` [d]."""
     readings = latest(batch, now)
     theta = batch.process.theta._replace(medium=medium_at(batch, now))
-    pumped = any(a.actuator == "perfusion" and a.at < now for a in batch.applied)
     return Situation(
         now=now,
         belief=belief,
@@ -54,7 +53,7 @@ def situate(batch: Batch, now: float, belief: Belief) -> Situation:
         applied=control_at(batch, now),
         recipe=recipe_control(batch.process.recipe, now, readings),
         process=replace(batch.process, theta=theta),
-        medium_used=perfused(batch, now) if pumped else 0.0,
+        medium_used=perfused(batch, now),
     )
 
 

@@ -159,7 +159,7 @@ def medium_at(batch: Batch, t: float) -> Medium:
 def perfused(batch: Batch, t: float) -> float:
     """Vessel volumes of medium perfused until `t` [d]."""
     steps = [(c.at, c.rate) for c in batch.applied if c.actuator == "perfusion" and c.at < t]
-    ends = [*(at for at, _ in steps[1:]), t]
+    ends = [*(at for at, _ in steps[1:]), t][: len(steps)]
     return float(sum(rate * (end - at) for (at, rate), end in zip(steps, ends, strict=True)))
 
 

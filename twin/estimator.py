@@ -118,7 +118,9 @@ def _condition(
     if not accepted:
         return belief, innovation
     gain = cross / s
-    return Belief(belief.time, belief.mean + gain * residual, symmetric(belief.cov - np.outer(gain, gain) * s)), innovation
+    return Belief(
+        belief.time, belief.mean + gain * residual, symmetric(belief.cov - np.outer(gain, gain) * s)
+    ), innovation
 
 
 Look = Callable[[Belief], tuple[float, float, Vector]]

@@ -25,6 +25,9 @@ from twin.transition import advance_many
 Schedule = Callable[[float, State], Control]
 """What the pumps will do at `t` [d] in state `x`: fields are arrays, one value a future."""
 
+HORIZON = 28.0
+"""Longest forecast [d]: a recipe that never harvests (`none`) is forecast this far."""
+
 FUTURE_STEP = 1.0 / 48.0
 """Integration step of futures [d]; agrees with the filter's 15 min within 1e-4 (tests)."""
 
@@ -91,7 +94,7 @@ def run_futures(
     """`n` futures from `now` [d] to the recipe's latest harvest day, controls renewed every `step` days.
 
     A future is harvested when its viable cells reach the recipe's dose, at the latest on the recipe's last day; or, with
-    `harvest_at`, on that day.
+    `harvest_at`, on that day. None is carried further than `HORIZON`.
     """
     rng = np.random.default_rng([seed, 20])
     process, layout = batch.process, batch.layout
@@ -100,7 +103,7 @@ def run_futures(
     noise = np.array(process.noise)[:, None]
     advance, floor = advance_many(FUTURE_STEP), np.array(FLOOR)[:, None]
     x = np.maximum(np.array(from_coordinates(Coordinates(*np.exp(points[:N_STATE])))), floor)
-    end = harvest_at if harvest_at is not None else process.recipe.harvest_latest
+    end = min(harvest_at if harvest_at is not None else process.recipe.harvest_latest, now + HORIZON)
     edges = np.append(np.arange(now, max(end, now) - 1e-9, step), max(end, now))
     states, used = [x], [np.zeros(n)]
     for t, until in pairwise(edges):
@@ -183,6 +186,6 @@ def last_useful_day(
         return float(release(run_futures(batch, now, intervened, n=n, seed=seed, step=step), targets).mean())
 
     baseline = p_release(np.inf)
-    days = [now, *np.arange(np.ceil(now + 1e-9), batch.process.recipe.harvest_latest)]
+    days = [now, *np.arange(np.ceil(now + 1e-9), min(batch.process.recipe.harvest_latest, now + HORIZON))]
     useful = [day for day in days if p_release(float(day)) >= baseline + gain]
     return float(max(useful)) if useful else None

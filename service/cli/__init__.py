@@ -17,6 +17,11 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(
+        _name, "1"
+    )  # before NumPy is imported: the bits of a decision must not hang on the core count
+
 VERBS = {
     "demo": "Run one whole batch in closed loop over MQTT, beside the best recipe for the same donor; write a report.",
     "serve": "Run the twin as an MQTT service for one reactor or a fleet.",

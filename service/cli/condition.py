@@ -118,7 +118,8 @@ def _donor(known: Any, at: float) -> dict[str, Any]:
     from twin.batch import believe_at
     from twin.belief import learnt
 
-    return {k: m._asdict() for k, m in learnt(believe_at(known, at), known.layout).items()}
+    found = learnt(believe_at(known, at), known.layout)
+    return {k: found[k]._asdict() for k in known.donor_prior.names}
 
 
 def _how_unusual(known: Any, at: float) -> tuple[float, float]:

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from service.config import EdgeConfig
     from simulators.reactor import Outcome
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(
-        _name, "1"
-    )  # before NumPy is imported: the bits of a decision must not hang on the core count
-
 SITE, UNIT = "demo", "reactor1"
 PATIENCE = 90.0  # for the twin to start or to answer [s]
 
@@ -119,10 +114,13 @@ def run(
 
 
 def service_settings(url: str, policy: str) -> dict[str, Any]:
-    """The configuration of the demo's service."""
+    """The configuration of the demo's service: its plans know the caps of the edge's scenario."""
+    from simulators.closed_loop import mpc_caps
+    from simulators.scenario import load_scenario
+
     return {
         "site": SITE, "units": [UNIT], "broker": {"url": url}, "development": True, "data": "twin", "mode": "closed",
-        "clock": "event", "policy": policy,
+        "clock": "event", "policy": policy, "mpc": mpc_caps(load_scenario("nominal").caps) if policy == "mpc" else {},
     }  # fmt: skip
 
 

@@ -45,7 +45,9 @@ def _merit(o: Outcome) -> tuple[bool, float]:
     return o.passed, -o.medium_vv if o.passed else o.cqas["viable_cells"]
 
 
-def write(job: Job, folder: Path, batch: str, policy: str, outcome: Outcome, others: Mapping[str, Outcome], to: Path) -> Path:
+def write(
+    job: Job, folder: Path, batch: str, policy: str, outcome: Outcome, others: Mapping[str, Outcome], to: Path
+) -> Path:
     """The batch report from the service's journal, with the plant's truth and the rivals put in."""
     from service.journal import Journal
     from service.report import as_simulated, write_report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -18,11 +17,6 @@ from service.cli.console import emit_json
 if TYPE_CHECKING:
     from service.config import ServiceConfig
     from service.runner import Runner
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(
-        _name, "1"
-    )  # before NumPy is imported: the bits of a decision must not hang on the core count
 
 POLL = 0.5  # longest wait for a message before the wall clock is looked at [s]
 WATCH = 60.0  # between two looks at who has fallen silent [s]

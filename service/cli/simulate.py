@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -22,8 +21,6 @@ from simulators.campaign import ALL, Job, jobs, run_job, summary
 from simulators.scenario import load_scenario
 from twin.config import load_config
 from twin.donors.prior import DonorPrior
-
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def simulate(
@@ -106,8 +103,6 @@ def _run(work: list[Job], workers: int) -> Iterator[dict[str, Any]]:
     if workers == 1 or len(work) == 1:
         yield from map(run_job, work)
         return
-    for name in THREADS:  # each process keeps to one core; results must not depend on the thread count
-        os.environ[name] = "1"
     pool = ProcessPoolExecutor(min(workers, len(work)), mp_context=multiprocessing.get_context("spawn"))
     try:
         for done in as_completed([pool.submit(run_job, job) for job in work]):

@@ -162,14 +162,14 @@ def override_messages(
 ) -> tuple[Override, ...]:
     """The overrides of a decision, one an actuator that the limits allow to run at all; none when the guard said no.
 
+    Harvest is always among them: 1 begins it, 0 holds back the recipe's counted dose while the override is valid.
     The command's id depends on unit, batch, time and actuator only: said twice, it is the same command.
     """
     if decision.control is None:
         return ()
     limits = batch.process.limits
     rates = {a: float(getattr(decision.control, a)) for a in ACTUATORS if getattr(limits, f"{a}_max") > 0.0}
-    if decision.harvest:
-        rates["harvest"] = 1.0
+    rates["harvest"] = 1.0 if decision.harvest else 0.0
     return tuple(
         Override.model_validate({
             "batch": batch.id, "cmd_id": _command(root, batch.id, decision.at, name), "actuator": name, "rate": rate,

@@ -97,10 +97,10 @@ def test_a_retained_command_is_never_taken(twin: Link) -> None:
     twin.publish(Posting(f"{ROOT}/override/perfusion", override(), retain=True))
     assert twin.flush(5.0)
     late = open_wire(twin.address, "s", "r", "B1", START, lambda line: None)
-    (asked,) = listen(late, 1)
+    asked = listen(late, 1)
     late.link.close()
-    assert asked.override is None
-    assert asked.problem.startswith("retained")
+    assert asked
+    assert all(a.override is None and a.problem.startswith("retained") for a in asked)
 
 
 def test_the_edge_waits_for_the_estimate_of_its_newest_fact(twin: Link, wire: Wire) -> None:

@@ -144,6 +144,7 @@ def test_read_backs_give_the_control_in_force_and_the_medium_used() -> None:
     assert control_at(batch, 1.0) == Control(cytokine_dose=300.0)
     assert control_at(batch, 2.0) == Control(perfusion=0.5, cytokine_dose=300.0)
     assert perfused(batch, 3.25) == pytest.approx(0.75 * 0.5 + 1.0 * 0.75)
+    assert perfused(batch, 1.0) == 0.0
 
 
 def test_an_operator_sees_only_what_was_known() -> None:

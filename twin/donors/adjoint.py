@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import casadi as ca
 import numpy as np
-from jaxtyping import Float
 
 from twin.bioreactor import Kinetics
 from twin.transition import N_THETA, N_U, N_X, cache_dir, step_function
@@ -177,7 +176,7 @@ def _interpreted(names: tuple[str, ...]) -> Sweeps:
     return Sweeps(forward, backward, None)
 
 
-def _checked(x0: np.ndarray, controls: np.ndarray, theta: np.ndarray) -> tuple[Float[np.ndarray, "..."], ...]:
+def _checked(x0: np.ndarray, controls: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, ...]:
     """Contiguous float copies; ValueError where shapes do not belong together (C would read past the end)."""
     m = len(x0)
     if x0.shape != (m, N_X) or controls.shape[1:] != (m, N_U) or theta.shape != (m, N_THETA):

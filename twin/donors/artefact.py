@@ -57,7 +57,7 @@ def model_version() -> str:
     for module, wanted in _MODEL.items():
         for node in ast.parse((here / f"{module}.py").read_text(encoding="utf-8")).body:
             name = getattr(node, "name", None)
-            if isinstance(node, ast.Expr) or isinstance(node, (ast.Import, ast.ImportFrom)):
+            if isinstance(node, (ast.Expr, ast.Import, ast.ImportFrom)):
                 continue
             if wanted is None or name in wanted:
                 parts.append(ast.unparse(_Bare().visit(node)))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twin.bioreactor import LN2, State
-from twin.donors.data import COUNTS, FitData, Samples
+from twin.donors.data import COUNTS, FitData, Samples, StaticCultures
 from twin.donors.prior import DEFAULT_PARAMETERS
 from twin.process import Process
 from twin.sensors import CHANNELS
@@ -91,7 +91,7 @@ def build(
 
         doublings = pt.as_tensor(np.asarray(x0.doublings, dtype=float))
         if data.static is not None:
-            doublings = _static(data, kinetic)[data.donor_of]
+            doublings = _static(data.static, len(data.donors), kinetic)[data.donor_of]
         viable = pt.exp(pm.Normal("ln_viable0", np.log(np.mean(x0.viable)), 0.3, dims="batch"))
         dead = pt.exp(pm.Normal("ln_dead0", np.log(np.mean(x0.dead)), 0.4, dims="batch"))
         start = x0._replace(
@@ -172,19 +172,18 @@ def _stage_yields(data: FitData) -> None:
     pm.Normal("stage_yields", centre[of], noise[of], observed=np.concatenate([y.ratio for y in data.yields]))
 
 
-def _static(data: FitData, kinetic: Any) -> Any:
+def _static(static: StaticCultures, donors: int, kinetic: Any) -> Any:
     """Likelihood of activation and seed train; returns the doublings [donor] with which cells enter the bioreactor."""
     import pymc as pm
     import pytensor.tensor as pt
 
-    assert data.static is not None
-    s = data.static.samples
+    s = static.samples
     ln_phi = pm.Normal("ln_phi", np.log(0.75), 0.25)  # growth in static culture over that in the stirred vessel
     spread = pm.LogNormal("phi_sd", np.log(0.10), 0.5)
     e = pm.Normal("e", 0.0, spread, dims="donor")
     rate = kinetic("mu_max") * pt.exp(ln_phi + e)
-    lag, death = kinetic("tau_lag") * pt.ones(len(data.donors)), kinetic("k_d0") * pt.ones(len(data.donors))
-    donor, slow = data.static.donor, data.static.lagging
+    lag, death = kinetic("tau_lag") * pt.ones(donors), kinetic("k_d0") * pt.ones(donors)
+    donor, slow = static.donor, static.lagging
 
     def grown(t: Any, k: Any) -> Any:
         """Time-integral of the growth rate [ln units] at time t of culture k."""
@@ -198,6 +197,6 @@ def _static(data: FitData, kinetic: Any) -> Any:
     scale = pt.sqrt(s.sd**2 + drift**2 * s.time)
     pm.StudentT("seen_static", nu=4.0, mu=predicted, sigma=scale, observed=np.log(s.value))
     cultures = np.arange(len(donor))
-    total = pt.zeros(len(data.donors))
-    total = pt.inc_subtensor(total[donor], grown(data.static.length, cultures))
+    total = pt.zeros(donors)
+    total = pt.inc_subtensor(total[donor], grown(static.length, cultures))
     return pt.maximum(total / LN2, 0.5)

@@ -37,7 +37,7 @@ def density(model: pm.Model) -> Density:
 
     model = freeze_dims_and_data(model)
     point = model.initial_point(0)
-    free = [v for v in (*model.free_RVs, *model.deterministics)]
+    free = [*model.free_RVs, *model.deterministics]
     outputs = [model.logp(), *model.replace_rvs_by_values(free)]
     joined_outputs, joined = join_nonshared_inputs(point, outputs, model.value_vars)
     logp = rewrite_pregrad(joined_outputs[0])  # equal parts made one: one adjoint, not one a likelihood term
