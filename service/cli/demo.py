@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,7 +144,7 @@ def edge_settings(url: str, preset: str, recipe: str, seed: int, start: datetime
 
 
 @contextlib.contextmanager
-def twin_process(folder: Path, settings: dict[str, Any]) -> Iterator[Any]:
+def twin_process(folder: Path, settings: dict[str, Any]) -> Generator[Any]:
     """`celltwin serve` as a process of its own, stopped at the end; yields a check that raises when it has ended."""
     import yaml
 

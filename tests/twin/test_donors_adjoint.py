@@ -123,7 +123,7 @@ def test_rates_in_pytensor_equal_rates_in_numpy() -> None:
 
 
 def test_pytensor_operation_differentiates() -> None:
-    """The gradient that NUTS sees, through `Trajectory.pullback`, against finite differences."""
+    """The gradient that NUTS sees, through `Trajectory.L_op`, against finite differences."""
     pytensor = pytest.importorskip("pytensor", reason="needs the donors extra")
     import pytensor.tensor as pt
 

@@ -55,10 +55,9 @@ class Trajectory(Op):
     def infer_shape(self, fgraph: Any, node: Apply, shapes: Any) -> list[tuple[Any, ...]]:
         return [(len(self.controls) + 1, *shapes[0])]
 
-    def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Any]:
-        return list(self.adjoint(inputs[1], outputs[0], cotangents[0]))
-
-    L_op = pullback
+    def L_op(self, inputs: Any, outputs: Any, output_grads: Any) -> list[Any]:
+        """Gradients with respect to x0 and kinetics, given that with respect to the path."""
+        return list(self.adjoint(inputs[1], outputs[0], output_grads[0]))
 
 
 class _Adjoint(Op):
