@@ -37,6 +37,7 @@ class Checkpoint:
     count: int
     belief: Belief
     streaks: tuple[tuple[str, int], ...] = ()  # consecutive rejections, by channel
+    informed: int = 0  # innovations so far: pieces of evidence whose channel has a sensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -258,7 +259,7 @@ def _absorb(batch: Batch, point: Checkpoint, m: Measurement) -> tuple[Checkpoint
     """One piece of evidence into the belief. Channels without a sensor entry are kept but inform nothing."""
     sensor = batch.process.sensors.get(m.channel)
     if sensor is None:
-        return Checkpoint(point.count + 1, point.belief, point.streaks), None
+        return replace(point, count=point.count + 1), None
     scale = CHANNELS[m.channel].scale
     sd = sensor.sd
     if m.sd is not None:
@@ -270,7 +271,7 @@ def _absorb(batch: Batch, point: Checkpoint, m: Measurement) -> tuple[Checkpoint
     belief, innovation = batch.filter.update(belief, datum, drive, streaks.pop(m.channel, 0))
     if not innovation.accepted:
         streaks[m.channel] = dict(point.streaks).get(m.channel, 0) + 1
-    return Checkpoint(point.count + 1, belief, tuple(sorted(streaks.items()))), innovation
+    return Checkpoint(point.count + 1, belief, tuple(sorted(streaks.items())), point.informed + 1), innovation
 
 
 def _carry(batch: Batch, belief: Belief, until: float) -> Belief:

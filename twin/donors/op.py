@@ -1,8 +1,8 @@
 """The bioreactor trajectory as one PyTensor operation with an exact gradient.
 
 Why not `pytensor.scan`: its gradient of one RK4 step of the 13 states is a graph of 27,052 nodes; building it took 35 s
-and neither the C nor the Numba linker had compiled it after 4 minutes. This operation (C by CasADi from the same step,
-adjoint by reverse differentiation) compiles in 1 s and gives value and gradient of 17 donors x 14 d in 5 ms.
+and neither the C nor the Numba linker had compiled it after 4 minutes on a busy machine. This operation (C by CasADi from
+the same step, adjoint by reverse differentiation) compiles in 1 s; value and gradient of 17 donors x 14 d take 2.6 ms.
 """
 
 from __future__ import annotations
@@ -77,51 +77,3 @@ class _Adjoint(Op):
 
     def infer_shape(self, fgraph: Any, node: Apply, shapes: Any) -> list[tuple[Any, ...]]:
         return [(shapes[1][1], shapes[1][2]), shapes[0]]
-
-
-def register_numba() -> None:
-    """Let Numba (and with it nutpie) call the C sweeps without Python: chains then run in parallel threads."""
-    from pytensor.link.numba.dispatch.basic import generate_fallback_impl, numba_funcify, numba_njit
-
-    if Trajectory in numba_funcify.registry:
-        return
-
-    @numba_funcify.register(Trajectory)
-    def _forward(op: Trajectory, node: Any = None, **kwargs: Any) -> Any:
-        if op.sweeps.library is None:
-            return generate_fallback_impl(op, node=node, **kwargs)
-        call, (steps, d, _), span = op.sweeps.library.celltwin_forward, op.controls.shape, op.span
-        controls, base, learnt = op.controls, op.base, np.array(op.learnt)
-
-        @numba_njit
-        def trajectory(x0, cell):  # type: ignore[no-untyped-def]
-            start, theta = np.ascontiguousarray(x0), base.copy()
-            for i in range(learnt.size):
-                theta[:, learnt[i]] = cell[:, i]
-            path = np.empty((steps + 1, d, start.shape[1]))
-            call(start.ctypes.data, controls.ctypes.data, theta.ctypes.data, span, steps, d, path.ctypes.data)
-            return path
-
-        return trajectory
-
-    @numba_funcify.register(_Adjoint)
-    def _backward(op: _Adjoint, node: Any = None, **kwargs: Any) -> Any:
-        f = op.forward
-        if f.sweeps.library is None:
-            return generate_fallback_impl(op, node=node, **kwargs)
-        call, (steps, d, _), span = f.sweeps.library.celltwin_backward, f.controls.shape, f.span
-        controls, base, learnt = f.controls, f.base, np.array(f.learnt)
-
-        @numba_njit
-        def adjoint(cell, path, weight):  # type: ignore[no-untyped-def]
-            along, w, theta = np.ascontiguousarray(path), np.ascontiguousarray(weight), base.copy()
-            for i in range(learnt.size):
-                theta[:, learnt[i]] = cell[:, i]
-            gx, gp = np.empty((d, along.shape[2])), np.empty((d, learnt.size))
-            call(
-                along.ctypes.data, controls.ctypes.data, theta.ctypes.data, span, steps, d,
-                w.ctypes.data, gx.ctypes.data, gp.ctypes.data,
-            )  # fmt: skip
-            return gx, gp
-
-        return adjoint
