@@ -237,9 +237,7 @@ def _replay(batch: Batch, position: int) -> Batch:
         return batch
     point = _last_checkpoint(batch, position)
     checkpoints = list(batch.checkpoints[: bisect_right(batch.checkpoints, position, key=lambda c: c.count)])
-    innovations = list(
-        batch.innovations[: sum(m.channel in batch.process.sensors for m in batch.evidence[: point.count])]
-    )
+    innovations = list(batch.innovations[: point.informed])
     for m in batch.evidence[point.count :]:
         point, innovation = _absorb(batch, point, m)
         checkpoints.append(point)
