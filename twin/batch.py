@@ -107,7 +107,7 @@ def apply(batch: Batch, c: ControlApplied) -> Batch:
         raise Refused("out_of_range", f"{c.actuator} rate {c.rate!r} at {c.at!r} d is impossible")
     if any(k.id == c.id for k in batch.applied):
         return batch
-    return _replay_after(replace(batch, applied=_ordered(batch.applied, c, _acted)), c.at)
+    return _replay_from(replace(batch, applied=_ordered(batch.applied, c, _acted)), c.at)
 
 
 def note(batch: Batch, e: Event) -> Batch:
@@ -122,7 +122,7 @@ def note(batch: Batch, e: Event) -> Batch:
             raise Refused("unknown_field", f"medium event {e.id!r}: unknown {', '.join(unknown)}")
     acts = e.kind in {"medium", "calibration"}
     noted = replace(batch, events=_ordered(batch.events, e, _happened))
-    return _replay_after(noted, e.at) if acts else noted
+    return _replay_from(noted, e.at) if acts else noted
 
 
 # --- the ways out ----------------------------------------------------------------------------------------------------
@@ -220,9 +220,9 @@ def _without(batch: Batch, m: Measurement) -> Batch:
     return _replay(shorter, position)
 
 
-def _replay_after(batch: Batch, at: float) -> Batch:
-    """Redo everything sampled after `at`: the inputs there have changed."""
-    return _replay(batch, bisect_right(batch.evidence, at, key=lambda m: m.sampled_at))
+def _replay_from(batch: Batch, at: float) -> Batch:
+    """Redo everything sampled at `at` or later: an input or a sensor has changed there."""
+    return _replay(batch, bisect_left(batch.evidence, at, key=lambda m: m.sampled_at))
 
 
 def _last_checkpoint(batch: Batch, count: int) -> Checkpoint:

@@ -38,13 +38,13 @@ def tell(batch: Batch, facts: Sequence[Fact]) -> Batch:
 
 
 def story() -> list[Fact]:
-    """Three days: dosing, a change of perfusion, a new medium bag, several sensors at one instant, a calibration."""
+    """Three days: dosing, a change of perfusion, a new medium bag, several sensors at one instant and a calibration at it."""
     facts: list[Fact] = [
         ControlApplied("c0", 0.0, "cytokine_dose", 300.0),
         ControlApplied("c1", 1.5, "perfusion", 0.5),
         ControlApplied("c2", 2.25, "perfusion", 0.75),
         Event("e0", "medium", 2.0, {"glucose": 20.0}),
-        Event("e1", "calibration", 2.5, {"channel": "capacitance"}),
+        Event("e1", "calibration", 2.25, {"channel": "capacitance"}),  # at the instant of samples
         Measurement("car", "car_fraction", 0.6, 1.0, 2.2),
     ]
     for k, density in enumerate((0.52, 0.75, 1.3, 2.0)):

@@ -55,7 +55,7 @@ class Trajectory(Op):
     def infer_shape(self, fgraph: Any, node: Apply, shapes: Any) -> list[tuple[Any, ...]]:
         return [(len(self.controls) + 1, *shapes[0])]
 
-    def L_op(self, inputs: Any, outputs: Any, output_grads: Any) -> list[Any]:
+    def L_op(self, inputs: Any, outputs: Any, output_grads: Any) -> list[Any]:  # noqa: N802 - PyTensor's name
         """Gradients with respect to x0 and kinetics, given that with respect to the path."""
         return list(self.adjoint(inputs[1], outputs[0], output_grads[0]))
 

@@ -33,6 +33,12 @@ class Density(NamedTuple):
 
 def density(model: pm.Model) -> Density:
     """The model's log-density over its flattened unconstrained variables."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "PyTensor could not link to a BLAS", UserWarning)  # nothing here uses one
+        return _density(model)
+
+
+def _density(model: pm.Model) -> Density:
     import pytensor
     from pymc.model.transform.optimization import freeze_dims_and_data
     from pymc.pytensorf import join_nonshared_inputs, rewrite_pregrad

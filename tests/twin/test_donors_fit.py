@@ -1,0 +1,165 @@
+"""The hierarchical fit on problems small enough for a test; the shipped prior is the large one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pymc", reason="the donor fit needs the donors extra")
+
+from simulators.history import write_history
+from twin.bioreactor import Control, State
+from twin.config import load_config
+from twin.donors.artefact import load_artefact
+from twin.donors.data import FitError, prepare
+from twin.donors.fit import Settings, demand_sound, diagnose, fit, new_donor, save_fit
+from twin.donors.model import build
+from twin.donors.sample import density, import_arviz
+from twin.evidence import ControlApplied, Measurement
+from twin.integrate import advance
+from twin.records import RecordedBatch
+
+PROCESS = load_config("car_nk")
+NAMES = ("mu_max", "a_G")
+TRUE_GROWTH = (0.62, 0.72, 0.82, 0.92)
+
+
+def records(days: int = 4) -> list[RecordedBatch]:
+    """Four donors who obey the model, differing in growth only, counted and analysed daily with known noise."""
+    rng = np.random.default_rng(11)
+    batches: list[RecordedBatch] = []
+    for k, growth in enumerate(TRUE_GROWTH):
+        theta = PROCESS.theta._replace(cell=PROCESS.theta.cell._replace(mu_max=growth))
+        x, measured = PROCESS.initial, []
+        for day in range(days + 1):
+            for channel, value, cv in (("viable_density", x.viable, 0.05), ("glucose", x.glucose, 0.03)):
+                noisy = float(value * np.exp(cv * rng.standard_normal()))
+                measured.append(Measurement(f"{channel}-{day}", channel, noisy, float(day), float(day)))
+            x = State(*(float(v) for v in advance(x, Control(cytokine_dose=300.0), theta, 1.0)))
+        actions = (ControlApplied("dose", 0.0, "cytokine_dose", 300.0),)
+        batches.append(RecordedBatch(f"B{k}", f"D{k}", f"D{k}", "car_nk", None, tuple(measured), actions))
+    return batches
+
+
+@pytest.mark.parametrize("centred", [True, False], ids=["centred", "non-centred"])
+def test_gradient_of_the_log_density(centred: bool) -> None:
+    """What NUTS follows is the slope of what it measures, in every unconstrained coordinate."""
+    target = density(build(prepare(records(), PROCESS), PROCESS, NAMES, centred=centred))
+    x = target.start + 0.1 * np.random.default_rng(0).standard_normal(target.start.size)
+    _, gradient = target.value_and_gradient(x)
+    for i in range(x.size):
+        step = np.zeros_like(x)
+        step[i] = 1e-5
+        slope = (target.value_and_gradient(x + step)[0] - target.value_and_gradient(x - step)[0]) / 2e-5
+        assert gradient[i] == pytest.approx(slope, rel=1e-4, abs=1e-3), i
+
+
+@pytest.mark.slow
+def test_fit_recovers_the_donors_and_saves_a_prior(tmp_path: Path) -> None:
+    settings = Settings(draws=100, tune=150, chains=2, seed=3, cores=2)
+    ticks: list[float] = []
+    result = fit(records(), PROCESS, NAMES, settings, ticks.append)
+    assert len(ticks) == 2
+    growth = np.exp(np.asarray(result.posterior.posterior["theta"])[..., 0]).reshape(-1, 4)
+    assert (np.diff(growth.mean(axis=0)) > 0).all()
+    np.testing.assert_allclose(growth.mean(axis=0), TRUE_GROWTH, rtol=0.15)
+    assert np.linalg.eigvalsh(result.prior.cov).min() > 0
+    donor_sd = growth.std(axis=0).max()
+    assert np.sqrt(result.prior.cov[0, 0]) > donor_sd  # a new donor is less known than any measured one
+    save_fit(result, PROCESS, tmp_path / "prior", "celltwin fit x -o y")
+    loaded = load_artefact(tmp_path / "prior")
+    np.testing.assert_allclose(loaded.prior.mean, result.prior.mean)
+    assert loaded.manifest["provenance"]["settings"]["seed"] == 3
+    assert set(loaded.manifest["files"]) == {"summary.json", "draws.npz", "posterior.nc"}
+
+
+def chains(shift: float, diverging: int = 0) -> object:
+    """A posterior of two chains of 300 draws whose means differ by `shift` sd."""
+    rng = np.random.default_rng(4)
+    m = rng.standard_normal((2, 300, 2))
+    m[1] += shift
+    flags = np.zeros((2, 300), dtype=bool)
+    flags[0, :diverging] = True
+    return import_arviz().from_dict(
+        posterior={"m": m, "L_stds": np.exp(0.1 * rng.standard_normal((2, 300, 2)))},
+        sample_stats={"diverging": flags, "energy": rng.standard_normal((2, 300))},
+    )
+
+
+def test_sound_chains_pass() -> None:
+    found = diagnose(chains(0.0))
+    assert found.problems == ()
+    demand_sound(found)
+
+
+@pytest.mark.parametrize(
+    ("shift", "diverging", "says"), [(3.0, 0, "R-hat .*chains disagree"), (0.0, 30, "30 of 600 draws diverged")]
+)
+def test_unsound_chains_are_refused_with_advice(shift: float, diverging: int, says: str) -> None:
+    with pytest.raises(FitError, match=says):
+        demand_sound(diagnose(chains(shift, diverging)))
+
+
+def test_new_donor_carries_the_population_s_uncertainty() -> None:
+    """var(theta_new) = var(m) + E[s^2], correlated by R."""
+    rng = np.random.default_rng(6)
+    m = rng.standard_normal((2, 4000, 2)) * 0.3
+    corr = np.broadcast_to([[1.0, 0.6], [0.6, 1.0]], (2, 4000, 2, 2))
+    posterior = import_arviz().from_dict(posterior={"m": m, "L_stds": np.full((2, 4000, 2), 0.4), "L_corr": corr})
+    cov = np.cov(new_donor(posterior, rng).T)
+    assert cov[0, 0] == pytest.approx(0.3**2 + 0.4**2, rel=0.06)
+    assert cov[0, 1] == pytest.approx(0.6 * 0.4**2, rel=0.12)
+
+
+def test_a_parameter_without_spread_is_refused() -> None:
+    with pytest.raises(ValueError, match="no donor spread for K_DL"):
+        build(prepare(records(), PROCESS), PROCESS, ("mu_max", "K_DL"))
+
+
+def test_command_line_refuses_two_donors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from service.cli import run
+
+    write_history(PROCESS, tmp_path / "data", donors=2, seed=1)
+    assert run(["fit", str(tmp_path / "data"), "-o", str(tmp_path / "prior")]) == 2
+    said = capsys.readouterr().err
+    assert "2 donors" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "prior").exists()
+    assert run(["fit", "synthetic:x", "-o", str(tmp_path / "prior")]) == 2
+    assert "synthetic:17" in capsys.readouterr().err
+
+
+def test_command_line_conditions_in_all_modes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """More data, less doubt: the donor's growth rate is known better on day 6 than before day 0."""
+    from service.cli import run
+    from twin.donors.artefact import save_prior
+    from twin.donors.prior import preset_prior
+
+    write_history(PROCESS, tmp_path / "data", donors=1, seed=2)
+    p = preset_prior(PROCESS)
+    save_prior(tmp_path / "prior", p, np.tile(p.mean, (3, 1)), {}, {"process": "car_nk", "command": "test"})
+    common = ["condition", str(tmp_path / "data"), "--prior", str(tmp_path / "prior"), "--futures", "60", "--json"]
+    reports = {}
+    for mode, extra in (("prospective", []), ("realtime", ["--now", "6"]), ("retrospective", [])):
+        assert run([*common, "--mode", mode, *extra]) == 0
+        reports[mode] = json.loads(capsys.readouterr().out)
+    for report in reports.values():
+        assert {"p_pass", "p_release", "bands", "khat", "refit_due"} <= set(report)
+        assert report["khat"] is None
+        assert report["khat_reason"]
+        assert report["p_release"] <= min(report["p_pass"].values()) + 1e-12
+        band = report["bands"]["viable_density"]
+        assert all(a <= b <= c for a, b, c in zip(band["q05"], band["q50"], band["q95"], strict=True))
+    doubt = [reports[m]["donor_parameters"]["mu_max"]["sd"] for m in ("prospective", "realtime", "retrospective")]
+    assert doubt[0] > doubt[1] > doubt[2]
+    assert reports["prospective"]["samples"] == 0 < reports["realtime"]["samples"] < reports["retrospective"]["samples"]
+    for wrong, says in (
+        (["--batch", "nobody"], "no bioreactor batch 'nobody'"),
+        (["--now", "-1"], "expected days since inoculation"),
+        (["--now", "0"], "no measurement known by day 0"),
+    ):
+        assert run([*common, *wrong]) == 2
+        assert says in capsys.readouterr().err
