@@ -17,7 +17,7 @@ import numpy as np
 from twin.belief import Belief, Layout
 from twin.bioreactor import Control, Medium
 from twin.donors.prior import DonorPrior
-from twin.estimator import FILTERS, Datum, Filter, Innovation
+from twin.estimator import FILTERS, STREAK, Datum, Filter, Innovation
 from twin.evidence import ACTUATORS, ControlApplied, Event, Measurement, Reading, Refused
 from twin.model import BioreactorModel, Drive, initial_belief, make_layout
 from twin.process import Process
@@ -85,9 +85,13 @@ def assimilate(batch: Batch, m: Measurement) -> Batch:
     _admit(m)
     known = next((k for k in batch.evidence if k.id == m.id), None)
     if known is not None:
-        if m.version < known.version or _same(m, known):
-            older = m.version < known.version and all(not _same(m, s) for s in batch.superseded)
-            return replace(batch, superseded=_ordered(batch.superseded, m, _measured)) if older else batch
+        if _same(m, known):
+            return batch
+        if m.version < known.version:
+            twin = next((s for s in batch.superseded if (s.id, s.version) == (m.id, m.version)), None)
+            if twin is not None and not _same(m, twin):
+                raise Refused("conflict", f"measurement {m.id!r} version {m.version} is known with other content")
+            return batch if twin is not None else replace(batch, superseded=_ordered(batch.superseded, m, _measured))
         if m.version == known.version:
             raise Refused("conflict", f"measurement {m.id!r} version {m.version} is known with other content")
         batch = _without(batch, known)
@@ -105,21 +109,30 @@ def apply(batch: Batch, c: ControlApplied) -> Batch:
         )
     if not 0.0 <= c.rate < 1e5 or not 0.0 <= c.at < 1e4:
         raise Refused("out_of_range", f"{c.actuator} rate {c.rate!r} at {c.at!r} d is impossible")
-    if any(k.id == c.id for k in batch.applied):
-        return batch
-    return _replay_from(replace(batch, applied=_ordered(batch.applied, c, _acted)), c.at)
+    if (known := next((k for k in batch.applied if k.id == c.id), None)) is not None:
+        return _the_same(batch, c, known)
+    unchanged = c.actuator in ACTUATORS and getattr(control_at(batch, c.at), c.actuator) == c.rate
+    told = replace(batch, applied=_ordered(batch.applied, c, _acted))
+    return told if unchanged else _replay_from(told, c.at)
 
 
 def note(batch: Batch, e: Event) -> Batch:
-    """Record an event. `medium` (detail: fields of Medium) and `calibration` (detail: channel) act on the estimate."""
-    if any(k.id == e.id for k in batch.events):
-        return batch
+    """Record an event. `medium` (detail: fields of Medium) and `calibration` (detail: channel) act on the estimate.
+
+    Raises Refused: out_of_range, unknown_field, conflict (same id, other content).
+    """
+    if (known := next((k for k in batch.events if k.id == e.id), None)) is not None:
+        return _the_same(batch, e, known)
     if not 0.0 <= e.at < 1e4:
         raise Refused("out_of_range", f"event {e.kind} at {e.at!r} d is impossible")
     if e.kind == "medium":
         unknown = sorted(set(e.detail) - set(Medium._fields) - {"name"})
         if unknown:
             raise Refused("unknown_field", f"medium event {e.id!r}: unknown {', '.join(unknown)}")
+        for name in sorted(set(e.detail) & set(Medium._fields)):
+            value = e.detail[name]
+            if not isinstance(value, int | float) or not 0.0 <= value < 1e5:
+                raise Refused("out_of_range", f"medium event {e.id!r}: {name} {value!r} must be a number from 0 to 1e5")
     acts = e.kind in {"medium", "calibration"}
     noted = replace(batch, events=_ordered(batch.events, e, _happened))
     return _replay_from(noted, e.at) if acts else noted
@@ -198,6 +211,13 @@ def _same(a: Measurement, b: Measurement) -> bool:
     return replace(a, received_at=0.0) == replace(b, received_at=0.0)
 
 
+def _the_same(batch: Batch, told: ControlApplied | Event, known: ControlApplied | Event) -> Batch:
+    """The batch as it is when a known fact is told again. Raises Refused(conflict) when it is told otherwise."""
+    if told != known:
+        raise Refused("conflict", f"{type(told).__name__} {told.id!r} is known with other content")
+    return batch
+
+
 def _admit(m: Measurement) -> None:
     reason = impossible(m.channel, m.value)
     if reason is not None:
@@ -267,8 +287,9 @@ def _absorb(batch: Batch, point: Checkpoint, m: Measurement) -> tuple[Checkpoint
     streaks = dict(point.streaks)
     drive = Drive(control_at(batch, m.sampled_at), medium_at(batch, m.sampled_at))
     belief, innovation = batch.filter.update(belief, datum, drive, streaks.pop(m.channel, 0))
-    if not innovation.accepted:
-        streaks[m.channel] = dict(point.streaks).get(m.channel, 0) + 1
+    rejections = 0 if innovation.accepted else dict(point.streaks).get(m.channel, 0) + 1
+    if 0 < rejections < STREAK:
+        streaks[m.channel] = rejections
     return Checkpoint(point.count + 1, belief, tuple(sorted(streaks.items())), point.informed + 1), innovation
 
 

@@ -24,7 +24,8 @@ Vector = Float[np.ndarray, " n"]
 Matrix = Float[np.ndarray, "n n"]
 
 STREAK = 3
-"""After so many rejections in a row of one channel the state, not the sensor, is doubted: widen the belief and accept."""
+"""With so many rejections of one channel in a row the belief is widened and the reading taken; then counting starts anew."""
+INFLATE = 9.0
 
 
 class Datum(NamedTuple):
@@ -62,8 +63,8 @@ class StateSpace(Protocol):
         """Covariance Q gathered over `span` days."""
         ...
 
-    def widened(self, cov: Matrix) -> Matrix:
-        """The covariance of a belief that has been contradicted `STREAK` times."""
+    def doubted(self, channel: str) -> Vector:
+        """Which coordinates (1 or 0) a reading of `channel` puts in doubt when it contradicts them persistently."""
         ...
 
     def observe(self, points: np.ndarray, channel: str, drive: Any) -> np.ndarray:
@@ -128,17 +129,24 @@ Look = Callable[[Belief], tuple[float, float, Vector]]
 
 
 def _update(model: StateSpace, belief: Belief, datum: Datum, look: Look, streak: int) -> tuple[Belief, Innovation]:
-    """Condition behind the gate; the `STREAK`-th rejection in a row widens the belief and takes the reading in."""
+    """Condition behind the gate; at the `STREAK`-th rejection in a row the belief is widened and the reading taken in.
+
+    The widening is of rank one, along what the reading depends on (its covariance with the doubted coordinates): the
+    predicted variance grows up to `INFLATE`-fold, and nothing that the reading does not speak of is touched.
+    """
     updated, innovation = _condition(belief, datum, *look(belief))
     if innovation.accepted or streak + 1 < STREAK or not np.isfinite(innovation.nis):
         return updated, innovation
-    wide = Belief(belief.time, belief.mean, model.widened(belief.cov))
-    return _condition(wide, datum._replace(gate=np.inf), *look(wide))[0], innovation
+    _, variance, cross = look(belief)
+    doubt = cross * model.doubted(datum.channel)
+    wide = belief.cov + (INFLATE - 1.0) / max(variance, 1e-300) * np.outer(doubt, doubt)
+    widened = Belief(belief.time, belief.mean, wide)
+    return _condition(widened, datum._replace(gate=np.inf), *look(widened))[0], innovation
 
 
 def ukf(model: StateSpace, size: int) -> Filter:
     """Unscented filter over `size` coordinates: alpha 1, beta 2, kappa 3-n (spread sqrt(3) in every direction)."""
-    sigma = MerweScaledSigmaPoints(size, alpha=1.0, beta=0.0, kappa=3.0 - size, sqrt_method=root)
+    sigma = MerweScaledSigmaPoints(size, alpha=1.0, beta=2.0, kappa=3.0 - size, sqrt_method=root)
 
     def predict(belief: Belief, drive: Any, until: float) -> Belief:
         span = until - belief.time

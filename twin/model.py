@@ -88,16 +88,16 @@ class BioreactorModel:
     def process_noise(self, belief: Belief, span: float) -> np.ndarray:
         return self._q * span
 
-    def widened(self, cov: np.ndarray) -> np.ndarray:
-        """Standard deviations of the states threefold, up to 1 in ln; donor parameters and sensor errors as they were.
+    def doubted(self, channel: str) -> np.ndarray:
+        """A probe with an error of its own puts that in doubt; a laboratory method the state; neither the donor's parameters.
 
-        A contradiction says that the culture is elsewhere, not that the donor is another one; widening the parameters as
-        well let a wrong analyser drive the filter out of its range.
+        A probe that disagrees persistently has drifted further, or failed: its error is let go, so that no single probe can
+        carry the culture away. A laboratory method that disagrees says that the culture is elsewhere.
         """
-        sd = np.sqrt(np.maximum(np.diag(cov)[:N_STATE], 1e-300))
-        scale = np.ones(len(cov))
-        scale[:N_STATE] = np.maximum(1.0, np.minimum(3.0, 1.0 / sd))
-        return cov * np.outer(scale, scale)
+        mask = np.zeros(self.layout.size)
+        index = self._error.get(channel)
+        mask[slice(N_STATE) if index is None else index] = 1.0
+        return mask
 
     def observe(self, points: np.ndarray, channel: str, drive: Drive) -> np.ndarray:
         state, cell, _ = split(points, self.layout, self.process.theta.cell)

@@ -68,7 +68,10 @@ def step_function() -> Any:
     s = symbols()
     dt = ca.SX.sym("dt")
     x, u, theta = s.unpack()
-    stepped = [ca.fmax(value, floor) for value, floor in zip(rk4(x, u, theta, dt), FLOOR, strict=True)]
+    # not fmax, which would turn NaN into the floor: what is not a number must stay so, for the gates to see
+    stepped = [
+        ca.if_else(value < floor, floor, value) for value, floor in zip(rk4(x, u, theta, dt), FLOOR, strict=True)
+    ]
     return ca.Function("celltwin_step", [*s, dt], [ca.vertcat(*stepped)])
 
 

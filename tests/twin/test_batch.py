@@ -98,6 +98,8 @@ def test_a_corrected_value_supersedes_and_both_are_kept() -> None:
     assert corrected.superseded == (wrong,)
     assert tell(empty(), [right, *story(), wrong]).superseded == (wrong,)  # the old version may come last
     assert tell(empty(), [right, *story(), wrong]).belief == clean.belief
+    with pytest.raises(Refused, match="other content"):
+        tell(corrected, [replace(wrong, value=8.0)])
 
 
 def test_thinned_checkpoints_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +130,11 @@ def test_thinned_checkpoints_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         (Measurement("x0", "viable_density", 0.9, 0.75, 0.85), "conflict"),
         (ControlApplied("n", 1.0, "stirrer", 1.0), "unknown_actuator"),
         (ControlApplied("n", 1.0, "feed", float("nan")), "out_of_range"),
+        (ControlApplied("c1", 1.5, "perfusion", 1.5), "conflict"),
         (Event("n", "medium", 1.0, {"glucos": 2.0}), "unknown_field"),
+        (Event("n", "medium", 1.0, {"glucose": float("nan")}), "out_of_range"),
+        (Event("n", "medium", 1.0, {"glucose": "abc"}), "out_of_range"),
+        (Event("e0", "medium", 2.0, {"glucose": 21.0}), "conflict"),
     ],
 )
 def test_what_cannot_be_evidence_is_refused_with_a_reason(fact: Fact, reason: str) -> None:
@@ -185,6 +191,21 @@ def test_nis_is_reported_by_channel() -> None:
         "oxygen_uptake",
         "car_fraction",
     }
+
+
+@pytest.mark.parametrize(("channel", "reading"), [("capacitance", 0.0), ("capacitance", 400.0), ("oxygen_uptake", 0.0)])
+def test_a_dead_probe_cannot_carry_the_culture_away(channel: str, reading: float) -> None:
+    """GIVEN daily counts and one probe that is stuck, WHEN three days pass, THEN the estimate stays with the counts."""
+    batch = tell(empty(), story())
+    for hour in range(73):
+        t = 3.25 + hour / 24
+        batch = assimilate(batch, Measurement(f"w{hour}", channel, reading, t, t))
+        if hour % 24 == 0:
+            batch = assimilate(
+                batch, Measurement(f"c{hour}", "viable_density", 2.2 * 1.6 ** (hour / 24), t + 1e-4, t + 1e-4)
+            )
+    cells = np.exp(batch.belief.mean[0])
+    assert cells == pytest.approx(2.2 * 1.6**3, rel=0.25)
 
 
 def test_wrong_analysers_cannot_drive_the_filter_out_of_its_range() -> None:

@@ -68,6 +68,15 @@ def test_the_transition_is_the_numpy_step() -> None:
     np.testing.assert_allclose(many, np.array(advance(State(*x), u, PROCESS.theta, 0.1)), rtol=1e-13)
 
 
+@pytest.mark.parametrize("where", ["x", "u", "theta"])
+def test_nan_stays_nan_in_every_engine(where: str) -> None:
+    x, theta = _columns(2)
+    u = np.array([0.5, 0.0, 0.0, 300.0])
+    {"x": x, "u": u, "theta": theta}[where][3 if where == "x" else 0] = np.nan
+    for engine in (advance_interpreted(), _compiled()):
+        assert np.isnan(engine(x, u, theta, 0.05)).any()
+
+
 def test_floors_hold_in_a_vessel_washed_out() -> None:
     x, theta = _columns(1)
     x[:3] = 1e-9

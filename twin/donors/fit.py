@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from twin.donors.artefact import save_prior
 from twin.donors.data import FitData, FitError, prepare
-from twin.donors.model import CENTRED, SPAN, build
+from twin.donors.model import CENTRED, SPAN, build, starting_scales
 from twin.donors.prior import DEFAULT_PARAMETERS, DonorPrior
 from twin.donors.sample import import_arviz, nuts
 from twin.process import Process
@@ -87,7 +87,7 @@ def fit(
     data = prepare(records, process)
     model = build(data, process, names, centred=settings.centred, span=settings.span)
     posterior, sampler = nuts(
-        model, draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,
+        model, starting_scales(process, names), draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,
         tick=tick,
     )  # fmt: skip
     diagnostics = diagnose(posterior)

@@ -107,6 +107,15 @@ def build(
     return model
 
 
+def starting_scales(process: Process, names: tuple[str, ...] = DEFAULT_PARAMETERS) -> dict[str, np.ndarray]:
+    """Unconstrained starting value of the population's spread: the preset's donor spreads, uncorrelated.
+
+    PyMC would start at spreads of 1, several times too wide.
+    """
+    spread = np.array([process.donor_sd[n] for n in names])
+    return {"L_cholesky-cov-packed__": np.diag(np.log(spread))[np.tril_indices(len(names))]}
+
+
 def _observe(data: FitData, path: Any, steps: int, span: float) -> None:
     """Likelihood of the bioreactor's samples: the trajectory read between grid points, linear in ln."""
     import pymc as pm

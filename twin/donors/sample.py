@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     import pymc as pm
 
 
+SCALES = ("_log__", "_cholesky-cov-packed__")
+"""Endings of the unconstrained names that PyMC gives to spreads and correlations."""
+
+
 class Density(NamedTuple):
     """Unconstrained coordinates of a model and its log-density there."""
 
@@ -29,30 +34,80 @@ class Density(NamedTuple):
     value_and_gradient: Callable[[np.ndarray], tuple[Any, Any]]
     expand: Callable[[np.ndarray], list[Any]]  # coordinates -> values of `names`
     names: tuple[str, ...]
+    scales: np.ndarray  # [n] True for coordinates that set a spread (or a correlation)
 
 
-def density(model: pm.Model) -> Density:
-    """The model's log-density over its flattened unconstrained variables."""
+def density(model: pm.Model, start: Mapping[str, np.ndarray] = MappingProxyType({})) -> Density:
+    """The model's log-density over its flattened unconstrained variables, to begin at `start` where it says so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "PyTensor could not link to a BLAS", UserWarning)  # nothing here uses one
-        return _density(model)
+        return _density(model, start)
 
 
-def _density(model: pm.Model) -> Density:
+def _density(model: pm.Model, start: Mapping[str, np.ndarray]) -> Density:
     import pytensor
     from pymc.model.transform.optimization import freeze_dims_and_data
     from pymc.pytensorf import join_nonshared_inputs, rewrite_pregrad
 
     model = freeze_dims_and_data(model)
-    point = model.initial_point(0)
+    point = {**model.initial_point(0), **start}
     free = [*model.free_RVs, *model.deterministics]
     outputs = [model.logp(), *model.replace_rvs_by_values(free)]
     joined_outputs, joined = join_nonshared_inputs(point, outputs, model.value_vars)
     logp = rewrite_pregrad(joined_outputs[0])  # equal parts made one: one adjoint, not one a likelihood term
     gradient = pytensor.grad(logp, joined)
     names = tuple(v.name or "" for v in free)
-    start = np.concatenate([np.ravel(point[v.name]) for v in model.value_vars])
-    return Density(start, _function(joined, [logp, gradient]), _function(joined, joined_outputs[1:]), names)
+    scales = [np.full(np.size(point[v.name]), v.name.endswith(SCALES)) for v in model.value_vars]
+    begin = np.concatenate([np.ravel(point[v.name]) for v in model.value_vars])
+    return Density(
+        begin, _function(joined, [logp, gradient]), _function(joined, joined_outputs[1:]), names, np.concatenate(scales)
+    )
+
+
+def whitened(target: Density) -> Density:
+    """The same density in coordinates of about unit spread and no correlation: u with q = centre + root u.
+
+    Centre and root are the mode and inverse curvature with all spreads held at their starting values (the joint mode of a
+    hierarchy is degenerate: spreads collapse); spreads keep their own coordinate, scaled by its curvature. This only
+    prepares the sampler, which adapts on top of it; draws are from the same posterior.
+    """
+    from scipy.optimize import minimize
+
+    free = ~target.scales
+
+    def descend(part: np.ndarray) -> tuple[float, np.ndarray]:
+        q = target.start.copy()
+        q[free] = part
+        value, gradient = target.value_and_gradient(q)
+        return (-float(value), -np.asarray(gradient)[free]) if np.isfinite(value) else (1e10, np.zeros(part.size))
+
+    found = minimize(descend, target.start[free], jac=True, method="L-BFGS-B", options={"maxiter": 300, "maxcor": 30})
+    centre = target.start.copy()
+    centre[free] = found.x
+    curvature = np.diag(np.full(centre.size, 4.0))
+    for i in range(centre.size):
+        step = np.zeros(centre.size)
+        step[i] = 1e-4
+        up, down = target.value_and_gradient(centre + step)[1], target.value_and_gradient(centre - step)[1]
+        column = -(np.asarray(up) - np.asarray(down)) / 2e-4
+        if free[i]:
+            curvature[free, i] = column[free]
+        else:
+            curvature[i, i] = max(float(column[i]), 4.0)
+    values, vectors = np.linalg.eigh((curvature + curvature.T) / 2)
+    root = vectors / np.sqrt(np.maximum(values, 1.0))
+
+    def value_and_gradient(u: np.ndarray) -> tuple[Any, Any]:
+        value, gradient = target.value_and_gradient(centre + root @ u)
+        return value, root.T @ np.asarray(gradient)
+
+    return Density(
+        np.zeros(centre.size),
+        value_and_gradient,
+        lambda u: target.expand(centre + root @ u),
+        target.names,
+        target.scales,
+    )
 
 
 def _function(argument: Any, outputs: list[Any]) -> Any:
@@ -82,6 +137,7 @@ def _function(argument: Any, outputs: list[Any]) -> Any:
 
 def nuts(
     model: pm.Model,
+    start: Mapping[str, np.ndarray],
     *,
     draws: int,
     tune: int,
@@ -93,7 +149,7 @@ def nuts(
     """Posterior draws and the name of the sampler; `tick` is called with 1 for every chain that ends."""
     if find_spec("nutpie") is None:
         return _by_pymc(model, draws, tune, chains, seed, cores), "pymc"
-    target = density(model)
+    target = whitened(density(model, start))
     jobs = [_Job(target, draws, tune, seed + 1000 * k) for k in range(chains)]
     results: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
     for result in _each(jobs, cores):
@@ -154,14 +210,15 @@ def _chain(job: _Job) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return lambda x: {"q": np.array(x)}
 
     def begin(seed: int) -> np.ndarray:
-        return target.start + np.random.default_rng(seed).uniform(-0.1, 0.1, n)
+        return target.start + np.random.default_rng(seed).standard_normal(n)
 
     compiled = from_pyfunc(
         n, make_density, make_expand, [np.dtype("float64")], [(n,)], ["q"], make_initial_point_fn=begin
     )
     trace = nutpie.sample(
         compiled, draws=job.draws, tune=job.tune, chains=1, cores=1, seed=job.seed, progress_bar=False,
-        low_rank_modified_mass_matrix=True, save_warmup=False,
+        low_rank_modified_mass_matrix=True,
+        maxdepth=8, save_warmup=False,
     )  # fmt: skip
     stats = {str(k): np.asarray(v)[0] for k, v in trace.sample_stats.data_vars.items() if v.ndim == 2}
     return np.asarray(trace.posterior["q"])[0], stats
