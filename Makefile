@@ -19,10 +19,10 @@ demo: $(VENV)/.core ## one whole batch in closed loop over MQTT, beside the best
 	@$(BIN)/celltwin demo $(ARGS)
 
 test: $(VENV)/.dev ## the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 quick: $(VENV)/.dev ## the fast tests only
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types, import contracts, documentation and examples executed
 	@$(BIN)/ruff check .
@@ -40,7 +40,7 @@ docs: $(VENV)/.dev ## reference pages from the docstrings, into site/
 	@echo "open site/index.html"
 
 bench: $(VENV)/.dev ## benchmarks
-	@$(BIN)/python -m pytest -q benchmarks $(ARGS)
+	@$(BIN)/python -m pytest -q -o addopts=--import-mode=importlib benchmarks $(ARGS)
 
 clean: ## remove the virtual environment and everything that is generated
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

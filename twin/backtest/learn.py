@@ -1,4 +1,7 @@
-"""A donor prior, an initial state and noise levels from the training batches alone: empirical Bayes with the twin's filter.
+"""A donor prior, an initial state and noise levels from a preset and the training batches: empirical Bayes with the filter.
+
+Nothing of the left-out group enters here. The preset does enter, as the centre that few batches are pulled towards; where
+its medians were chosen after looking at the very records, as those of `cho` were, only the learnt part is held out.
 
 The parameters are static coordinates of the filter, so its final belief about them is their posterior for that batch; the
 population mean and covariance then follow by expectation-maximisation (Dempster 1977) with a conjugate pull towards the
