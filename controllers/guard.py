@@ -57,6 +57,9 @@ class GuardSettings:
     agreement_ions: float = 0.25  # the same for the strong-ion difference: the base pump switches within a move
     agreement_floor: float = 0.05  # added to both before the logarithm: mM, 1e6 cells/mL, fractions
     worse: float = 0.02  # relative worsening allowed to a state that starts beyond a hard limit
+    harvest_margin: float = 1.3  # what a count may lack of the dose at harvest, besides growth since the sample
+    harvest_factor: float = 2.0  # the same with growth: the edge asks for half of the dose on its own count
+    harvest_slack: float = 0.25  # [d]; so long before the recipe's latest day no count is asked for
 
 
 class Fault(NamedTuple):
@@ -99,6 +102,10 @@ class Grounds:
     commands: Mapping[str, Command]
     applied: Sequence[float]  # perfusion, feed, bleed, cytokine_dose in force
     limits: Limits
+    volume: float = math.nan  # believed [L]
+    dose: float = math.nan  # the recipe's harvest_cells [1e9]
+    latest: float = math.nan  # the recipe's latest day [d]
+    mu_max: float = math.nan  # population median [1/d]
 
 
 class Verdict(NamedTuple):
@@ -185,6 +192,35 @@ def readback_fault(g: Grounds, plan: Plan, s: GuardSettings) -> Fault | None:
                 f"the pump reports {readback.rate:.4g}, commanded {command.low:.4g}..{command.high:.4g}",
             )
     return None
+
+
+def harvest_fault(g: Grounds, s: GuardSettings) -> Fault | None:
+    """Why a batch may not be ended now, which nothing can undo: the dose is not supported by a laboratory count.
+
+    The newest count (viable density, or total density times viability) must be fresh and reach the dose when multiplied by
+    the volume and by ``min(harvest_margin exp(mu_max age), harvest_factor)``. From one period before the recipe's latest
+    day on, no count is asked for. No probe and no belief but the volume enters.
+    """
+    if within(g.latest, 0.0, HUGE) and within(g.now, g.latest - s.harvest_slack - ROUND, HUGE):
+        return None
+    names = ("viable_density",) if "viable_density" in g.readings else ("total_density", "viability")
+    cells, oldest = 1.0, 0.0
+    for name in names:
+        reading, limit = g.readings.get(name), g.stale_after.get(name)
+        if reading is None or limit is None:
+            return Fault("harvest_uncounted", f"no {name} supports a harvest before day {g.latest:g}")
+        age = g.now - reading.sampled_at
+        if not within(age, -ROUND, limit + ROUND):
+            return Fault("harvest_uncounted", f"{name} is {age:.2f} d old (limit {limit:g} d)")
+        cells, oldest = cells * reading.value, max(oldest, age)
+    allowed = min(s.harvest_margin * math.exp(min(g.mu_max * oldest, 50.0)), s.harvest_factor)
+    if within(g.dose, 0.0, HUGE) and within(cells * g.volume * allowed, g.dose, HUGE):
+        return None
+    return Fault(
+        "harvest_unsupported",
+        f"{cells * g.volume:.3g}e9 viable cells counted {oldest:.2f} d ago, at most {allowed:.2f} times as many now; "
+        f"the dose is {g.dose:g}e9",
+    )
 
 
 def plan_fault(g: Grounds, plan: Plan) -> Fault | None:

@@ -13,12 +13,22 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from controllers.guard import Command, Grounds, GuardSettings, Readback, Verdict, belief_fault, judge
+from controllers.guard import (
+    Command,
+    Fault,
+    Grounds,
+    GuardSettings,
+    Readback,
+    Verdict,
+    belief_fault,
+    harvest_fault,
+    judge,
+)
 from controllers.plan import Decision, Plan, Policy, Situation
 from controllers.recipes import recipe_control
 from controllers.rollout import resimulate
 from twin.batch import Batch, apply, assimilate, believe_at, control_at, latest, medium_at, note, perfused
-from twin.belief import Belief
+from twin.belief import Belief, split
 from twin.bioreactor import Control, State
 from twin.evidence import ACTUATORS, ControlApplied, Event, Fact, Measurement
 
@@ -27,6 +37,9 @@ PERIOD = 0.25
 
 GRACE = 1.0 / 24.0
 """How long an override outlives the next decision's time [d]: the edge steps hourly."""
+
+AT_ONCE = 16
+"""Most decisions that one fact sets off: of more that have fallen due (4 d without a word) only the newest are taken."""
 
 
 def basis_of(batch: Batch, belief: Belief) -> str:
@@ -78,7 +91,7 @@ def decide(
         doubt = belief_fault(grounds, settings)
         plan = failed_plan(now, _name(policy), str(doubt)) if doubt else _propose(policy, situation, previous)
         verdict = judge(grounds, plan, previous, lambda p: resimulate(situation, p), settings)
-    return _decision(situation, verdict, basis_of(batch, belief))
+    return _decision(situation, verdict, harvest_fault(grounds, settings), basis_of(batch, belief))
 
 
 def _propose(policy: Policy, situation: Situation, previous: Plan | None) -> Plan:
@@ -147,24 +160,31 @@ def _grounds(batch: Batch, situation: Situation, last: Decision | None) -> Groun
         commands=commands,
         applied=[float(v) for v in situation.applied],
         limits=process.limits,
+        volume=float(split(belief.mean, situation.layout, cell)[0].volume),
+        dose=process.recipe.harvest_cells,
+        latest=process.recipe.harvest_latest,
+        mu_max=float(cell.mu_max),
     )
 
 
-def _decision(situation: Situation, verdict: Verdict, basis: str) -> Decision:
+def _decision(situation: Situation, verdict: Verdict, early: Fault | None, basis: str) -> Decision:
     now, plan = situation.now, verdict.plan
-    control, harvest = None, False
+    control, harvest, due = None, False, False
     if verdict.accepted:
         high = situation.process.limits
         top = (high.perfusion_max, high.feed_max, high.bleed_max, high.cytokine_dose_max)
         control = Control(*(min(max(v, 0.0), t) for v, t in zip(plan.controls[0], top, strict=True)))
-        harvest = plan.harvest_at is not None and plan.harvest_at <= now + 1e-9
+        due = plan.harvest_at is not None and plan.harvest_at <= now + 1e-9
+        harvest = due and early is None
     said = [str(f) for f in verdict.faults]
+    if control is not None and due and early is not None:
+        said = [f"no harvest: {early}", *said]
     if control is None:
         said = ["no override: the edge keeps to its recipe", *said]
     elif plan.status == "shifted":
         said = [f"override: previous {plan.policy} plan, shifted", *said]
     else:
-        said = [f"harvest now: {plan.policy} plan" if harvest else f"override: {plan.policy} plan", plan.detail]
+        said = [f"harvest now: {plan.policy} plan" if harvest else f"override: {plan.policy} plan", *said, plan.detail]
     return Decision(now, control, harvest, now + PERIOD + GRACE, plan, basis, tuple(r for r in said if r))
 
 
@@ -185,7 +205,7 @@ def receive(session: Session, fact: Fact, policy: Policy) -> tuple[Session, tupl
     """Take one fact: first every decision that was due by its time, in order, then the fact itself.
 
     The clock moves to ``max(clock, T)`` with T the fact's `received_at` (measurements) or `at`. Decisions stop once the
-    batch has ended, and two days after the recipe's latest harvest. Raises `twin.evidence.Refused` for a fact that cannot
+    batch has ended, and two days after the recipe's latest harvest; at most `AT_ONCE` are taken, the newest. Raises `twin.evidence.Refused` for a fact that cannot
     enter the evidence; the session is then as it was.
     """
     batch = _absorb(session.batch, fact)
@@ -194,6 +214,8 @@ def receive(session: Session, fact: Fact, policy: Policy) -> tuple[Session, tupl
     until = min(clock, session.batch.process.recipe.harvest_latest + 2.0)
     decisions: list[Decision] = []
     plan, last, due = session.plan, session.last, session.next_decision
+    late = math.floor((until - due) / PERIOD + 1e-6) + 1 - AT_ONCE
+    due += PERIOD * max(0, late)
     while not session.ended and due <= until + 1e-9:
         last = decide(session.batch, due, policy, plan, last, session.guard)
         plan = last.plan if last.plan.status in ("solved", "shifted") else None

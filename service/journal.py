@@ -93,7 +93,7 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, *, create: bool = True, anchor: Head | None = None) -> Journal:
-        """Open `folder`/journal.sqlite; with `create`, make it when absent.
+        """Open `folder`/journal.sqlite; with `create`, make it when absent; without, for reading only.
 
         `anchor` is a head seen earlier, which must still be part of the chain: finds a journal that was rolled back.
         Raises JournalError.
@@ -103,8 +103,13 @@ class Journal:
             if not create:
                 raise JournalError(f"{path}: no journal there; name the data directory of the service with --data")
             return cls._new(path)
-        db = _connect(path)
+        db = _connect(path) if create else _connect_reader(path)
         try:
+            if (
+                create and (anchor is None or anchor.n == 0) and _is_blank(db)
+            ):  # stopped while it was being made: nothing was ever written
+                db.close()
+                return cls._new(path)
             head = _verified(path, db, anchor)
         except JournalError:
             db.close()
@@ -227,7 +232,29 @@ def verify_rows(path: Path, rows: Iterable[tuple[int, str, str, str, bytes, str,
     return Head(n, prev)
 
 
+def _is_blank(db: sqlite3.Connection) -> bool:
+    """Whether a database holds nothing at all and belongs to nobody."""
+    try:
+        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return False
+        return all(db.execute(f"PRAGMA {name}").fetchone()[0] == 0 for name in ("application_id", "user_version"))
+    except sqlite3.Error:
+        return False  # `_verified` says what is wrong with it
+
+
 def _verified(path: Path, db: sqlite3.Connection, anchor: Head | None) -> Head:
+    """Rows and head of one snapshot: a service may be writing meanwhile."""
+    try:
+        db.execute("BEGIN")
+        return _verified_snapshot(path, db, anchor)
+    except sqlite3.Error as error:
+        raise JournalError(f"{path}: damaged: {error}; restore the journal from its copy") from None
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def _verified_snapshot(path: Path, db: sqlite3.Connection, anchor: Head | None) -> Head:
     try:
         if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
             raise JournalError(f"{path}: not a journal of this program; name another data directory")
@@ -253,6 +280,17 @@ def _connect(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA trusted_schema = OFF")
+    except sqlite3.Error as error:
+        raise JournalError(
+            f"{path}: cannot be opened: {error}; restore the journal or name another data directory"
+        ) from None
+    return db
+
+
+def _connect_reader(path: Path) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5.0)
         db.execute("PRAGMA trusted_schema = OFF")
     except sqlite3.Error as error:
         raise JournalError(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from service.config import ServiceConfig
 from service.desk import ConfiguredOpening, Desk, Output, Settings, estimate, restarted, step, watch
 from service.journal import Entry, Journal, JournalError, Row
-from service.messages import ROOT, BatchStart, Rejected, canonical_json, decode
+from service.messages import ROOT, Alarm, BatchStart, Rejected, canonical_json, decode
 from twin.config import ConfigError, parse
 
 SILENT = "alarm/edge_silent"
@@ -40,19 +40,28 @@ class Fold:
 
     desks: dict[str, Desk] = field(default_factory=dict)  # by unit
     expected: dict[str, deque[Output]] = field(default_factory=dict)  # said now, not yet met in the journal
+    opening: dict[str, int] = field(default_factory=dict)  # unit -> row that says its batch has begun
+    alarms: dict[str, dict[str, Alarm]] = field(default_factory=dict)  # up on units without a desk here
     compared: Counter[str] = field(default_factory=Counter)  # rows found equal, by kind
     mismatches: list[Mismatch] = field(default_factory=list)
     received: int = 0
 
     def take(self, row: Row, make: Callable[[ServiceConfig], Settings]) -> None:
-        """One row of a unit that is on a desk; rows of other units are passed over."""
+        """One row of a unit that is on a desk; of other units only the alarms that are up are kept.
+
+        What follows a batch's start up to its note was said of the batch before it, and is compared in that one's replay.
+        """
         if row.kind == "started":
+            self.alarms.clear()  # a new run knows nothing of a unit without a batch
             config, epoch = read_started(row)
             self.desks = {u: restarted(d, make(config), epoch) for u, d in self.desks.items()}
             return
         unit, suffix = place(row.topic)
         desk = self.desks.get(unit)
         if desk is None:
+            self._remember(row, unit, suffix)
+            return
+        if row.kind in SAID and row.n < self.opening.get(unit, 0):
             return
         queue = self.expected.setdefault(unit, deque())
         if row.kind == "received":
@@ -67,6 +76,14 @@ class Fold:
                 self.desks[unit], said = watch(desk, row.at)
                 queue.extend(said)
             self._compare(row, suffix, queue.popleft() if queue else None)
+
+    def _remember(self, row: Row, unit: str, suffix: str) -> None:
+        if row.kind != "sent" or not suffix.startswith("alarm/"):
+            return
+        code, up = suffix.removeprefix("alarm/"), self.alarms.setdefault(unit, {})
+        up.pop(code, None)
+        if row.payload and isinstance(alarm := decode(suffix, row.payload), Alarm):
+            up[code] = alarm
 
     def _compare(self, row: Row, suffix: str, output: Output | None) -> None:
         if output is None:
@@ -111,6 +128,7 @@ class Begun(NamedTuple):
     unit: str
     row: int  # of the batch_start that was taken
     finished: tuple[str, ...]  # batches of the unit before it
+    noted: int  # row that says it has begun
 
 
 def batches(journal: Journal) -> tuple[Begun, ...]:
@@ -130,7 +148,7 @@ def batches(journal: Journal) -> tuple[Begun, ...]:
             said = json.loads(row.payload)
             if said["note"] == "batch_started":
                 before = tuple(b.batch for b in found if b.unit == unit)
-                found.append(Begun(said["batch"], unit, starts[unit, said["batch"]], before))
+                found.append(Begun(said["batch"], unit, starts[unit, said["batch"]], before, row.n))
     return tuple(found)
 
 
@@ -154,7 +172,11 @@ def fold(
                     f"{journal.path}: row {row.n} comes before any run of the service; restore the journal"
                 )
             site = row.topic.removeprefix(ROOT + "/").split("/")[0]
-            state.desks[start.unit] = Desk(site, start.unit, make(config), epoch, finished=start.finished)
+            up = (
+                {} if start.finished else state.alarms.get(start.unit, {})
+            )  # a successor begins with all of them cleared
+            state.desks[start.unit] = Desk(site, start.unit, make(config), epoch, finished=start.finished, alarms=up)
+            state.opening[start.unit] = start.noted
         state.take(row, make)
         if start is not None and state.desks[start.unit].running is None:
             said = json.loads(state.expected[start.unit][-1].payload)
@@ -222,15 +244,20 @@ def replay(
             f"batch {batch!r} is on several units ({', '.join(b.unit for b in mine)}); name one with --unit"
         )
     begun = mine[0]
-    later = [b.row for b in known if b.unit == begun.unit and b.row > begun.row]
-    state = fold(journal, [begun], stop=min(later) - 1 if later else None, progress=progress)
+    later = [b.noted for b in known if b.unit == begun.unit and b.row > begun.row]
+    state = fold(journal, [begun], stop=min(later) if later else None, progress=progress)
     left = state.expected.get(begun.unit, deque[Output]())
     mismatches = list(state.mismatches)
-    if later and left:  # not the end of the journal: what is missing was never said
-        mismatches.extend(Mismatch(0, str(o.kind), f"{o.suffix}: said now, missing in the journal") for o in left)
+    unsaid = 0 if later else len(left)  # beyond the start of the next batch everything is said of that one
+    if later and not _handed_over(state.desks[begun.unit], begun):
+        mismatches.append(Mismatch(min(later), "note", "note: the next batch does not begin now"))
     return Report(
-        batch, begun.unit, journal.head.n, journal.head.hash, state.received, dict(state.compared), len(left), tuple(mismatches)
+        batch, begun.unit, journal.head.n, journal.head.hash, state.received, dict(state.compared), unsaid, tuple(mismatches)
     )  # fmt: skip
+
+
+def _handed_over(desk: Desk, begun: Begun) -> bool:
+    return desk.running is not None and desk.running.message.batch != begun.batch
 
 
 def _difference(before: bytes, now: bytes) -> str | None:

@@ -36,9 +36,8 @@ def check(rows: Iterable[Row], head: tuple[int, str] | None, anchor: tuple[int, 
         prev = stated
         anchored = anchored or anchor == (n, stated)
     if head is None or head != (n, prev):
-        raise Broken(
-            f"ends at row {n}, but its head says {head[0] if head else 'nothing'}: cut, or written past its end"
-        )
+        said = head[0] if head else "nothing"
+        raise Broken(f"ends at row {n}, but its head says {said}: cut, or written past its end")
     if not anchored and anchor is not None:
         raise Broken(f"row {anchor[0]} is not the anchored one: rolled back or replaced")
     return n, prev
@@ -46,8 +45,9 @@ def check(rows: Iterable[Row], head: tuple[int, str] | None, anchor: tuple[int, 
 
 def from_sqlite(path: Path, anchor: tuple[int, str] | None) -> tuple[int, str]:
     """Check a journal file."""
-    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
     try:
+        db.execute("BEGIN")  # one snapshot of rows and head, while the service goes on writing
         head = db.execute("SELECT n, hash FROM head").fetchone()
         return check(db.execute("SELECT n, at, kind, topic, payload, prev, hash FROM row ORDER BY n"), head, anchor)
     finally:
@@ -56,8 +56,7 @@ def from_sqlite(path: Path, anchor: tuple[int, str] | None) -> tuple[int, str]:
 
 def from_export(path: Path, anchor: tuple[int, str] | None) -> tuple[int, str]:
     """Check a JSON-lines export; its last line is the head."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    items: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    items: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     head = items.pop()["head"] if items and "head" in items[-1] else None
 
     def rows() -> Iterator[Row]:
@@ -70,7 +69,9 @@ def from_export(path: Path, anchor: tuple[int, str] | None) -> tuple[int, str]:
 def verify(path: Path, anchor: tuple[int, str] | None = None) -> tuple[int, str]:
     """Head of an intact journal or export. Raises Broken; OSError or ValueError when it cannot be read at all."""
     with path.open("rb") as file:
-        is_sqlite = file.read(16) == b"SQLite format 3\0"
+        is_sqlite = (start := file.read(16)) == b"SQLite format 3\0"
+    if not is_sqlite and start[:1] != b"{":
+        raise ValueError("neither a journal nor an export of one")
     try:
         return from_sqlite(path, anchor) if is_sqlite else from_export(path, anchor)
     except (sqlite3.Error, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -80,8 +81,7 @@ def verify(path: Path, anchor: tuple[int, str] | None = None) -> tuple[int, str]
 def main(arguments: list[str]) -> int:
     """Command line; answers the exit code."""
     if not 1 <= len(arguments) <= 2:
-        print(__doc__, file=sys.stderr)
-        return 2
+        return print(__doc__, file=sys.stderr) or 2
     try:
         number, _, digest = (arguments[1] if len(arguments) == 2 else "0:").partition(":")
         n, head = verify(Path(arguments[0]), (int(number), digest))

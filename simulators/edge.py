@@ -6,7 +6,8 @@ Rule 2. An override is capped by the hardware, by the recipe's largest rate and 
 Rule 3. A lower epoch than the highest accepted is refused, the same `cmd_id` is answered as before and acts once (S6, S7).
 Rule 4. Gates are written "accept if low <= value <= high": NaN closes them (S3). Every refusal carries a reason code (S13).
 Harvest is an actuator too: the recipe harvests when its rule says so; an override of 1 begins the harvest, one of 0 holds
-back the recipe's counted dose while it is valid, never its latest day. Times in days, rates in VVD and IU/mL/d.
+back the recipe's counted dose while it is valid, never its latest day. Early harvest needs half of the dose on the
+edge's own count. Times in days, rates in VVD and IU/mL/d.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from controllers.recipes import harvest_due, recipe_control
+from controllers.recipes import counted_density, harvest_due, recipe_control
 from twin.bioreactor import Control
 from twin.evidence import ACTUATORS, Reading
 from twin.process import Limits, Recipe
 
 HARVEST = "harvest"
 HUGE = 1e12
+ROUND = 1e-6
+"""Rounding allowance of times on the wire [d]."""
 READBACK = 0.25
 """Longest time between two read-backs of an actuator [d]."""
 REMEMBERED = 4096
 """So many answers are remembered for repeated command ids."""
+COUNTED = 0.5
+"""Fraction of the recipe's harvest_cells that the edge's own newest count must show before an override may harvest."""
 LONGEST = 1.0
 """Longest validity of an override [d]."""
 
@@ -113,12 +118,15 @@ class EdgeState:
 
 
 def command(
-    state: EdgeState, o: Override, now: float, settings: EdgeSettings, readings: Mapping[str, Reading]
+    state: EdgeState, o: Override, now: float, settings: EdgeSettings, readings: Mapping[str, Reading], volume: float
 ) -> tuple[EdgeState, Ack]:
-    """Answer an override. An accepted one takes effect at the next `resolve`; a repeated `cmd_id` gets its first answer."""
+    """Answer an override. An accepted one takes effect at the next `resolve`; a repeated `cmd_id` gets its first answer.
+
+    `volume` [L] of the vessel, `readings` the edge's own newest: a harvest before the latest day must be supported by them.
+    """
     if o.cmd_id in state.answers:
         return state, state.answers[o.cmd_id]
-    reason = refusal(state, o, now, settings)
+    reason = refusal(state, o, now, settings) or _uncounted(o, now, settings, readings, volume)
     if reason is not None:
         ack = Ack(o.cmd_id, False, None, reason, now)
         return _answered(state, ack), ack
@@ -180,7 +188,7 @@ class Resolved(NamedTuple):
 def resolve(
     state: EdgeState, now: float, step: float, settings: EdgeSettings, readings: Mapping[str, Reading]
 ) -> tuple[EdgeState, Resolved]:
-    """Rates over [now, now + step): overrides that are valid now within caps, slew and budget; the recipe otherwise."""
+    """Rates over [now, now + step): overrides that are valid throughout the step within caps, slew and budget; the recipe otherwise."""
     recipe = recipe_control(settings.recipe, now, readings)
     spent = tuple(s for s in state.spent if s.amount > 0.0)
     rates: dict[str, float] = {}
@@ -189,7 +197,7 @@ def resolve(
         own = min(max(float(getattr(recipe, name)), 0.0), getattr(settings.hardware, name))
         o = state.overrides.get(name)
         rates[name], answering[name] = own, None
-        if o is None or not (o.valid_from - 1e-6 <= now < o.valid_until and o.epoch >= state.epoch):
+        if o is None or not (o.valid_from - ROUND <= now + step <= o.valid_until + ROUND and o.epoch >= state.epoch):
             continue
         change = settings.caps.slew * getattr(settings.hardware, name)
         before = float(getattr(state.rates, name))
@@ -235,9 +243,26 @@ def harvest(
     if now >= settings.recipe.harvest_latest - 1e-9:
         return Harvest("latest day", None)
     o = state.overrides.get(HARVEST)
-    if o is not None and o.valid_from - 1e-6 <= now < o.valid_until and o.epoch >= state.epoch:
-        return Harvest("override", o.cmd_id) if o.rate >= 1.0 else None
+    if o is not None and o.valid_from - ROUND <= now < o.valid_until and o.epoch >= state.epoch:
+        if o.rate < 1.0:
+            return None
+        if _uncounted(o, now, settings, readings, volume) is None:
+            return Harvest("override", o.cmd_id)
     return Harvest("dose counted", None) if harvest_due(settings.recipe, now, readings, volume) else None
+
+
+def _uncounted(
+    o: Override, now: float, settings: EdgeSettings, readings: Mapping[str, Reading], volume: float
+) -> str | None:
+    """Why the edge does not harvest on this override: its own newest count is far from the dose. None: it may."""
+    recipe = settings.recipe
+    if o.actuator != HARVEST or o.rate < 1.0 or now >= recipe.harvest_latest - 1e-9:
+        return None
+    viable = counted_density(readings)
+    if viable is not None and COUNTED * recipe.harvest_cells <= viable * volume <= HUGE:
+        return None
+    counted = "nothing" if viable is None else f"{viable * volume:.4g}e9 viable cells"
+    return f"not_counted: {counted} counted, an early harvest needs {COUNTED * recipe.harvest_cells:.4g}e9"
 
 
 def _answered(state: EdgeState, ack: Ack) -> EdgeState:

@@ -120,7 +120,9 @@ class VirtualBioreactor:
 
     def command(self, override: Override) -> Ack:
         """Answer an override; what is accepted takes effect at the next tick."""
-        self._edge, ack = edge.command(self._edge, override, self.clock, self.settings, self._readings)
+        self._edge, ack = edge.command(
+            self._edge, override, self.clock, self.settings, self._readings, float(self._x.volume)
+        )
         self.acks.append(ack)
         return ack
 

@@ -27,7 +27,7 @@ def fit(
     preset: Annotated[str, typer.Option(help="Process: a name under configs/processes or a file.")] = "car_nk",
     mapping: Annotated[str | None, typer.Option(help="Column mapping of a wide file: name or file.")] = None,
     draws: Annotated[int, typer.Option(min=4, help="Draws per chain.")] = 500,
-    tune: Annotated[int, typer.Option(min=4, help="Warm-up iterations per chain.")] = 500,
+    tune: Annotated[int, typer.Option(min=4, help="Warm-up iterations per chain.")] = 200,
     chains: Annotated[int, typer.Option(min=2, help="Chains.")] = 4,
     cores: Annotated[int, typer.Option(min=1, help="Chains that run at once.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampler.")] = 1,

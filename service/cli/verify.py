@@ -41,6 +41,8 @@ def verify(
         else:
             console.print(f"{path}: {error}", markup=False)
         raise SystemExit(1) from None
+    except (OSError, ValueError) as error:
+        fail(f"{path}: cannot be read: {error}; name journal.sqlite, its folder, or an export")
     if json:
         emit_json({"ok": True, "journal": str(path), "rows": rows, "head": head})
     else:

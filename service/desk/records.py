@@ -25,6 +25,7 @@ from service.messages import (
     time_text,
 )
 
+NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 NO_ALARMS: Mapping[str, Alarm] = MappingProxyType({})
 
 
@@ -60,6 +61,7 @@ class Running:
     message: BatchStart
     heard: datetime  # newest receive time
     forecast: ForecastMessage | None = None
+    aliases: Mapping[str, str] = field(default_factory=lambda: NO_ALIASES)  # id of a correction -> id that it corrects
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,8 +14,10 @@ Rule 3. A message is refused as a whole, with a stable reason, and leaves the de
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from controllers.loop import Session, receive
 from controllers.plan import Decision
@@ -58,11 +60,24 @@ from service.messages import (
 )
 from service.messages.base import one_line
 from twin.batch import assimilate
-from twin.evidence import Fact, Measurement, Refused
+from twin.evidence import ControlApplied, Fact, Measurement, Refused
 from twin.futures import forecast
 
-JUMP = 7.0
-"""A time stamp further ahead of the batch than this is refused under the event clock [d]: one typo must not end a batch."""
+JUMP = 3.5
+"""A time stamp further ahead of the batch than this is refused under the event clock [d]: one typo must not end a batch.
+Recorded batches pause for up to 3 d."""
+
+BEYOND = 1.5
+"""A read-back above so many times the process's limit of its actuator is refused: a slip of unit or decimal point."""
+
+ALLOWED: Mapping[str, float] = {"perfusion": 0.1, "feed": 25.0, "bleed": 0.1, "cytokine_dose": 0.1}
+"""Read-backs up to here are taken whatever the limit is [VVD; IU/mL/d]: boluses are short feeds, recorded ones of 10.5 VVD."""
+
+DOUBTS: Mapping[str, str] = {
+    "belief_not_finite": "the belief is not a number",
+    "belief_out_of_range": "the belief lies where no culture can be",
+}
+"""Flags of an estimate that raise an alarm, and what they say."""
 
 SKEW = timedelta(seconds=60)
 """How far ahead of ours another clock may be, under the wall clock."""
@@ -133,7 +148,13 @@ def estimate(desk: Desk) -> Told:
         for c in (() if running.session.ended else lost)
     }
     desk, more = alarms(desk, "channel_lost-", wanted, said.at)
-    return desk, (*outputs, *more)
+    doubted: dict[str, AlarmText] = {
+        flag: ("critical", None, text, "look at the last read-backs and samples; the edge keeps to its recipe")
+        for flag, text in DOUBTS.items()
+        if flag in said.flags and not running.session.ended
+    }
+    desk, worse = alarms(desk, "belief_", doubted, said.at)
+    return desk, (*outputs, *more, *worse)
 
 
 def watch(desk: Desk, at: datetime) -> Told:
@@ -198,7 +219,7 @@ def _take(desk: Desk, running: Running, message: MeasurementMessage | ReadBack |
             session, decisions = receive(session, fact, running.policy)
     except Refused as error:
         raise Rejected(error.reason, str(error)) from None
-    running = replace(running, session=session, heard=max(at, running.heard))
+    running = replace(running, session=session, heard=max(at, running.heard), aliases=_aliases(running, message))
     outputs: list[Output] = []
     for k, decision in enumerate(decisions):
         desk, running, said = _announce(desk, running, decision, newest=k == len(decisions) - 1)
@@ -226,13 +247,38 @@ def _fact(desk: Desk, running: Running, message: MeasurementMessage | ReadBack |
             raise Rejected("from_the_future", f"{time_text(told)} is more than {JUMP:g} days ahead of the batch")
         received = max(clock, when)
     if isinstance(message, MeasurementMessage):
-        return measurement_fact(message, running.start, received)
+        return replace(measurement_fact(message, running.start, received), id=_root(running, message))
     if isinstance(message, ReadBack):
-        return control_fact(message, running.start, running.message.volume_l)
+        return _possible(control_fact(message, running.start, running.message.volume_l), running)
     fact = event_fact(message, running.start)
     if isinstance(message, MediumChange):
         composition = desk.settings.open.medium(message.medium)
         return replace(fact, detail={"name": message.medium, **composition._asdict()})
+    return fact
+
+
+def _root(running: Running, message: MeasurementMessage) -> str:
+    """The id of the measurement that a message is about: a correction of a correction is one of the first."""
+    named = message.supersedes or message.id
+    return running.aliases.get(named, named)
+
+
+def _aliases(running: Running, message: Message) -> Mapping[str, str]:
+    if not isinstance(message, MeasurementMessage) or message.id == (root := _root(running, message)):
+        return running.aliases
+    return MappingProxyType({**running.aliases, message.id: root})
+
+
+def _possible(fact: ControlApplied, running: Running) -> ControlApplied:
+    """The read-back, unless no pump of this process could do that: it would drive the belief wherever it points."""
+    if fact.actuator not in ALLOWED:
+        return fact
+    limit = float(getattr(running.session.batch.process.limits, f"{fact.actuator}_max"))
+    bound = max(BEYOND * limit, ALLOWED[fact.actuator])
+    if not 0.0 <= fact.rate <= bound:
+        raise Rejected(
+            "out_of_range", f"{fact.actuator} reads back {fact.rate:.4g}; at most {bound:g} is possible here"
+        )
     return fact
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from controllers.guard import COORDINATE_RANGE
 from controllers.loop import Session, basis_of
 from controllers.plan import Decision, Plan
 from controllers.recipes import Schedule, recipe_schedule
@@ -71,7 +72,7 @@ def estimate_message(session: Session, start: datetime, units: Mapping[str, str]
     batch, now = session.batch, session.clock
     belief = believe_at(batch, now)
     state = _state(belief, batch)
-    flags = [] if belief.finite else ["belief_not_finite"]
+    flags = doubts(belief, batch)
     flags += [f"lost:{channel}" for channel in lost_channels(batch, now)]
     flags += ["ended"] if session.ended else []
     return Estimate(
@@ -79,6 +80,17 @@ def estimate_message(session: Session, start: datetime, units: Mapping[str, str]
         parameters=_parameters(belief, batch, units) if belief.finite else {}, flags=tuple(flags),
         nis=_consistency(batch), seq=seq, epoch=epoch,
     )  # fmt: skip
+
+
+def doubts(belief: Belief, batch: Batch) -> list[str]:
+    """Flags of a belief on which nothing can rest: not finite, or a coordinate outside what the guard takes for possible."""
+    if not belief.finite:
+        return ["belief_not_finite"]
+    known = (
+        (COORDINATE_RANGE[n], m) for n, m in zip(batch.layout.names, belief.mean, strict=True) if n in COORDINATE_RANGE
+    )
+    inside = all(math.log(low) <= mean <= math.log(high) for (low, high), mean in known)
+    return [] if inside else ["belief_out_of_range"]
 
 
 def lost_channels(batch: Batch, now: float) -> tuple[str, ...]:

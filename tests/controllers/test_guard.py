@@ -20,6 +20,7 @@ from controllers.guard import (
     Readback,
     belief_fault,
     channel_fault,
+    harvest_fault,
     judge,
     plan_fault,
     readback_fault,
@@ -60,6 +61,10 @@ def grounds(**changes: object) -> Grounds:
         commands={},
         applied=list(U),
         limits=Limits(),
+        volume=1.0,
+        dose=20.0,
+        latest=14.0,
+        mu_max=0.8,
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 
@@ -260,6 +265,57 @@ def test_an_impossible_state_is_refused(k: int, name: str, value: float) -> None
     states = [X, X, X, X]
     states[k] = X._replace(**{name: value})
     assert code(plan_fault(grounds(), plan(states=tuple(states)))) == "plan_state"
+
+
+# --- harvest -------------------------------------------------------------------------------------------------------
+
+
+def counted(cells: float, age: float = 0.1, **changes: object) -> Grounds:
+    return grounds(readings={"viable_density": Reading(cells, 4.0 - age, 4.0)}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("cells", "age", "expected"),
+    [
+        (20.0, 0.0, None),
+        (15.5, 0.0, None),  # 1.3 times as many are allowed at once
+        (15.0, 0.0, "harvest_unsupported"),
+        (10.1, 1.0, None),  # grown at mu_max, at most twice as many
+        (9.9, 1.9, "harvest_unsupported"),
+        (7.0, 0.5, "harvest_unsupported"),
+        (25.0, 2.1, "harvest_uncounted"),
+        (25.0, -0.1, "harvest_uncounted"),
+    ],
+)
+def test_an_early_harvest_needs_a_fresh_count_that_supports_the_dose(
+    cells: float, age: float, expected: str | None
+) -> None:
+    assert code(harvest_fault(counted(cells, age), S)) == expected
+
+
+@given(BAD)
+def test_nothing_not_finite_supports_a_harvest(value: float) -> None:
+    assert code(harvest_fault(counted(value), S)) == "harvest_unsupported"
+    for name in ("volume", "dose"):
+        assert code(harvest_fault(counted(25.0, **{name: value}), S)) == "harvest_unsupported"
+    assert code(harvest_fault(counted(25.0, age=value), S)) == "harvest_uncounted"
+    assert code(harvest_fault(counted(1.0, latest=value), S)) in ("harvest_unsupported", None)
+    assert code(harvest_fault(counted(9.0, mu_max=value), S)) == "harvest_unsupported"
+
+
+def test_a_total_count_and_its_viability_support_a_harvest_too() -> None:
+    both = {"total_density": Reading(25.0, 3.9, 4.0), "viability": Reading(0.9, 3.9, 4.0)}
+    ages = {"total_density": 2.0, "viability": 2.0}
+    assert harvest_fault(grounds(readings=both, stale_after=ages), S) is None
+    low = {**both, "viability": Reading(0.5, 3.9, 4.0)}
+    assert code(harvest_fault(grounds(readings=low, stale_after=ages), S)) == "harvest_unsupported"
+    assert code(harvest_fault(grounds(readings={}), S)) == "harvest_uncounted"
+    assert code(harvest_fault(counted(25.0, stale_after={}), S)) == "harvest_uncounted"
+
+
+@pytest.mark.parametrize(("now", "expected"), [(13.7, "harvest_uncounted"), (13.75, None), (14.0, None), (14.5, None)])
+def test_from_one_period_before_the_latest_day_no_count_is_asked_for(now: float, expected: str | None) -> None:
+    assert code(harvest_fault(grounds(now=now, readings={}), S)) == expected
 
 
 # --- re-simulation -------------------------------------------------------------------------------------------------

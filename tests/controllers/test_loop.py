@@ -236,6 +236,24 @@ def test_the_harvest_is_announced() -> None:
     assert d.reasons[0].startswith("harvest now")
 
 
+class HarvestsNow:
+    """The recipe's proposal, with the harvest at once."""
+
+    name = "hasty"
+
+    def __call__(self, s: Situation, previous: Plan | None) -> Plan:
+        return replace(CSPR(s, previous), harvest_at=s.now)
+
+
+def test_a_harvest_that_no_count_supports_is_held_back_and_the_control_kept() -> None:
+    d = decide(batch(), 3.1, HarvestsNow(), None)
+    assert (d.harvest, d.control is not None) == (False, True)
+    assert any("harvest_unsupported: " in r for r in d.reasons)
+    count = [f for f in facts() if isinstance(f, Measurement) and f.channel == "viable_density"][-1].value
+    low = replace(PROCESS, recipe=replace(PROCESS.recipe, harvest_cells=count))
+    assert decide(replace(batch(), process=low), 3.1, HarvestsNow(), None).harvest
+
+
 # --- the session ---------------------------------------------------------------------------------------------------
 
 
@@ -285,8 +303,12 @@ def test_a_fact_from_a_runaway_clock_does_not_ask_for_endless_decisions() -> Non
     session = Session(batch(), clock=3.0, next_decision=3.25)
     after, made = receive(session, ControlApplied("future", 9000.0, "bleed", 0.0), CSPR)
     assert made[-1].at == PROCESS.recipe.harvest_latest + 2.0
-    assert after.clock == 9000.0
-    assert all(d.control is None for d in made[2:])  # and none of them on stale grounds
+    assert len(made) == loop.AT_ONCE  # the newest of those that fell due
+    assert made[0].at == made[-1].at - (loop.AT_ONCE - 1) * PERIOD
+    assert (after.clock, after.next_decision) == (9000.0, made[-1].at + PERIOD)
+    assert all(d.control is None for d in made)  # and none of them on stale grounds
+    _, few = receive(session, ControlApplied("later", 3.0 + loop.AT_ONCE * PERIOD, "bleed", 0.0), CSPR)
+    assert [d.at for d in few] == [3.25 + k * PERIOD for k in range(loop.AT_ONCE)]
 
 
 def test_no_clock_no_randomness_no_input_or_output_in_the_house() -> None:

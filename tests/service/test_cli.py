@@ -190,3 +190,11 @@ def test_exit_codes_of_verbs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(["demo"]) == 1
     give(monkeypatch, SystemExit(2))
     assert run(["demo"]) == 2
+
+
+def test_simulate_runs_on_this_machine_only(capsys: pytest.CaptureFixture[str]) -> None:
+    for engine, words in (("ray", "not in this version; use local"), ("cloud", "use local")):
+        assert run(["simulate", "--engine", engine]) == 2
+        said = capsys.readouterr().err.strip()
+        assert words in said
+        assert "\n" not in said

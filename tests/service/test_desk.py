@@ -242,6 +242,68 @@ def test_said_twice_is_known_once(played: Driver) -> None:
     assert desk.running.session.batch.belief == played.desk.running.session.batch.belief
 
 
+def test_a_correction_of_a_correction_is_of_the_first(played: Driver) -> None:
+    assert played.desk.running is not None
+    before = len(played.desk.running.session.batch.evidence)
+    first = reading("lactate", 2.0, "mM", 0.4, id="A")
+    second = reading("lactate", 2.2, "mM", 0.4, id="B", supersedes="A", version=2)
+    third = reading("lactate", 2.4, "mM", 0.4, id="C", supersedes="B", version=3)
+    desk, said = tell(played.desk, first, second, third, second)
+    assert said == []
+    assert desk.running is not None
+    about = [m for m in desk.running.session.batch.evidence if m.id in ("A", "B", "C")]
+    assert {m.id for m in about} == {"A"}
+    assert max(about, key=lambda m: m.version).value == 2.4
+    alone, _ = tell(played.desk, reading("lactate", 2.4, "mM", 0.4, id="A", version=3))
+    assert alone.running is not None
+    assert np.array_equal(desk.running.session.batch.belief.mean, alone.running.session.batch.belief.mean)
+    assert before > 0
+
+
+@pytest.mark.parametrize(
+    ("actuator", "rate", "possible"),
+    [("perfusion", 500.0, False), ("perfusion", 3.1, False), ("perfusion", 2.9, True), ("bleed", 0.2, False),
+     ("bleed", 0.05, True), ("feed", 10.54, True), ("feed", 500.0, False), ("cytokine_dose", 901.0, False),
+     ("cytokine_dose", 899.0, True)],
+)  # fmt: skip
+def test_a_read_back_that_no_pump_can_do_is_refused(played: Driver, actuator: str, rate: float, possible: bool) -> None:
+    desk, said = tell(played.desk, read_back(actuator, rate, 1.12))
+    if possible:
+        assert "rejected" not in [o.suffix for o in said]
+    else:
+        assert reason(said) == "out_of_range"
+        assert desk.running is played.desk.running
+
+
+def test_a_bolus_of_a_recorded_fed_batch_is_taken(tmp_path: Path) -> None:
+    begin = batch_start(preset="cho", medium="cho_fed_batch", recipe="none", targets="cho", volume_l=1.0)
+    at = 3.2  # after a pause of three days
+    desk, said = tell(
+        fresh(tmp_path, policy="none", sensors="archive", limits="cho"),
+        begin, read_back("feed", 10.54, at), read_back("feed", 0.0, at + 0.01), read_back("perfusion", 0.0, at + 0.02),
+    )  # fmt: skip
+    assert "rejected" not in [o.suffix for o in said], [o.payload for o in said if o.suffix == "rejected"]
+    _, said = estimate(desk)
+    assert not [f for f in json.loads(said[0].payload)["flags"] if f.startswith("belief")]
+
+
+@pytest.mark.parametrize(("value", "flag"), [(float("nan"), "belief_not_finite"), (np.log(1e6), "belief_out_of_range")])
+def test_an_impossible_belief_is_flagged_and_raises_an_alarm_once(
+    played: Driver, monkeypatch: pytest.MonkeyPatch, value: float, flag: str
+) -> None:
+    assert played.desk.running is not None
+    batch = played.desk.running.session.batch
+    mean = batch.belief.mean.copy()
+    mean[batch.layout.index("viable")] = value
+    with monkeypatch.context() as patched:
+        patched.setattr("service.desk.views.believe_at", lambda b, t: replace(b.belief, mean=mean))
+        desk, said = estimate(played.desk)
+        assert flag in json.loads(said[0].payload)["flags"]
+        assert f"alarm/{flag}" in [o.suffix for o in said]
+        assert [o.suffix for o in estimate(desk)[1]] == ["estimate"]
+    assert (f"alarm/{flag}", b"") in [(o.suffix, o.payload) for o in estimate(desk)[1]]
+
+
 def test_a_late_sample_counts_when_it_was_drawn(played: Driver) -> None:
     desk, said = tell(played.desk, reading("lactate", 2.0, "mM", 0.4))
     assert said == []

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -177,6 +178,55 @@ def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> 
     db.close()
 
 
+@pytest.mark.parametrize("wal", [False, True])
+def test_a_file_without_a_table_is_a_journal_that_was_never_begun(tmp_path: Path, wal: bool) -> None:
+    """Killed between opening the file and writing its schema: nothing was lost, the next start goes on."""
+    db = sqlite3.connect(tmp_path / FILE)
+    if wal:
+        db.execute("PRAGMA journal_mode = WAL")
+    else:
+        (tmp_path / FILE).touch()
+    db.close()
+    assert "not a journal" in refused(tmp_path)  # for reading there is nothing
+    with pytest.raises(JournalError):
+        Journal.open(tmp_path, anchor=Head(3, "0" * 64))  # there once was something
+    with Journal.open(tmp_path) as journal:
+        assert journal.head.n == 0
+        journal.append(entry(0))
+    assert len(written(tmp_path, 2)) == 2
+
+
+def test_a_journal_that_is_being_written_opens_and_verifies(tmp_path: Path, root: Path) -> None:
+    """Rows and head are of one moment, whatever the writer does meanwhile; reading changes nothing."""
+    written(tmp_path)
+    stop = threading.Event()
+
+    def write() -> None:
+        with Journal.open(tmp_path) as journal:
+            while not stop.is_set():
+                journal.append_many([entry(k) for k in range(3)])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = []
+        for _ in range(60):
+            with Journal.open(tmp_path, create=False) as journal:
+                seen.append(journal.head.n)
+            seen.append(verify(tmp_path / FILE)[0])
+    finally:
+        stop.set()
+        writer.join()
+    assert seen == sorted(seen)
+    assert seen[-1] > seen[0]
+
+
+def test_a_journal_opened_for_reading_cannot_be_written(tmp_path: Path) -> None:
+    written(tmp_path)
+    with Journal.open(tmp_path, create=False) as journal, pytest.raises(JournalError):
+        journal.append(entry(1))
+
+
 def test_an_absent_journal_names_the_remedy(tmp_path: Path) -> None:
     assert "--data" in refused(tmp_path)
 
@@ -338,6 +388,12 @@ def test_the_verifier_stands_alone(tmp_path: Path, root: Path) -> None:
     tamper(tmp_path, "UPDATE row SET payload = x'00' WHERE n = 7")
     bad = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
     assert (bad.returncode, "row 7" in bad.stderr) == (1, True)
+
+
+def test_what_is_neither_journal_nor_export_cannot_be_read(tmp_path: Path) -> None:
+    for k, content in enumerate((b"", b"some notes\n", b"\xff\xfe\x00")):
+        (tmp_path / str(k)).write_bytes(content)
+        assert verify_main([str(tmp_path / str(k))]) == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -25,6 +26,7 @@ from service.messages import (
     ReadBack,
     Rejected,
     StateQuery,
+    codec,
     control_fact,
     control_message,
     days,
@@ -364,3 +366,13 @@ def test_an_event_survives_the_wire(cls: type[EventMessage]) -> None:
     fact = event_fact(message, START)
     assert fact.kind == cls.kind
     assert event_message(fact, batch=message.batch, start=START, seq=message.seq, epoch=message.epoch) == message
+
+
+def test_many_keys_are_looked_through_once() -> None:
+    """Sixty thousand names and one of them twice, at the end: refused in well under a second."""
+    began = time.perf_counter()
+    with pytest.raises(Rejected) as error:
+        codec._unique([(f"k{k}", 0) for k in range(60_000)] + [("k59999", 1)])  # pyright: ignore[reportPrivateUsage]
+    assert time.perf_counter() - began < 1.0
+    assert error.value.reason == "duplicate_key"
+    assert "k59999" in error.value.detail

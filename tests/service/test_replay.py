@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from service.cli import run
-from service.desk import Desk
+from service.desk import Desk, step
 from service.journal import Entry, Head, Journal, Row
-from service.messages import time_text
+from service.messages import Ack, time_text
 from service.replay import batches, replay, resume, settings_of, started_entry
 from tests.service.batch_driver import START, WALL, Driver, batch_end, batch_start, configuration, course
 from twin.config import ConfigError
@@ -138,6 +138,61 @@ def test_two_batches_of_one_unit_are_replayed_apart(tmp_path: Path) -> None:
     assert resumed.desks["u"].finished == ("B001",)
     assert resumed.desks["u"].running is not None
     assert resumed.desks["u"].running.message.batch == "B002"
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_batch_that_supersedes_a_running_one_with_an_alarm_up_is_replayed_exactly(
+    tmp_path: Path, at_once: bool
+) -> None:
+    """`at_once`: its start waits in the same inbox as the last words of the other, so their rows interleave."""
+    driver = play(tmp_path, 0.3)
+    refusal = (
+        "ack/x",
+        {**Ack.example, "cmd_id": "x", "accepted": False, "applied_rate": None, "reason": "advisory: 0"},
+    )
+    start_again = batch_start(batch="B002", id="s2", at=time_text(START))
+    if at_once:
+        group = [refusal, start_again, *[(s, {**c, "batch": "B002"}) for s, c in [*course(0.0)][1:4]]]
+        at, said = driver.now(), []
+        payloads = [(suffix, json.dumps(content).encode()) for suffix, content in group]
+        driver.journal.append_many([Entry(at, "received", f"{driver.desk.root}/{s}", p) for s, p in payloads])
+        for suffix, payload in payloads:
+            driver.desk, said = step(driver.desk, suffix, payload, at)
+            driver.say(said)
+        driver.look()
+    else:
+        driver.send(refusal)
+        assert "override_refused" in driver.desk.alarms
+        driver.send(start_again)
+    for sent in [s for s in course(0.3) if s[0] != "event/batch_start"]:
+        driver.send((sent[0], {**sent[1], "batch": "B002"}))
+    notes = [json.loads(r.payload)["note"] for r in driver.journal.rows() if r.kind == "note"]
+    assert notes == ["batch_started", "batch_superseded", "batch_started"]
+    for name in ("B001", "B002"):
+        report = replay(driver.journal, name)
+        assert report.ok, report.mismatches
+        assert report.unsaid == 0
+    assert resume(driver.journal, driver.config, 2).mismatches == ()
+
+
+def test_an_alarm_that_was_up_before_the_first_batch_is_known_to_its_replay(tmp_path: Path) -> None:
+    driver = Driver(configuration(tmp_path), Journal.open(tmp_path))
+    driver.send(("ack/x", {**Ack.example, "cmd_id": "x", "accepted": False, "applied_rate": None, "reason": "late"}))
+    assert "override_refused" in driver.desk.alarms
+    for sent in course(0.1):
+        driver.send(sent)
+    driver.send(("ack/y", {**Ack.example, "cmd_id": "y", "accepted": True, "applied_rate": 0.5, "reason": "applied"}))
+    report = replay(driver.journal, "B001")
+    assert report.ok, report.mismatches
+    assert "override_refused" not in driver.desk.alarms
+
+
+def test_a_forged_hand_over_is_found(tmp_path: Path) -> None:
+    driver = play(tmp_path / "one", 0.1)
+    driver.send(batch_start(batch="B002", id="s2", at=time_text(START)))
+    row = next(r for r in driver.journal.rows() if b"batch_superseded" in r.payload)
+    with copied(driver, tmp_path / "two", {row.n: row.payload.replace(b"B001", b"B003")}) as forged:
+        assert [m.row for m in replay(forged, "B001").mismatches] == [row.n]
 
 
 def test_a_batch_on_several_units_wants_the_unit(tmp_path: Path) -> None:
@@ -265,6 +320,10 @@ def test_verify_is_a_verb_too(driver: Driver, tmp_path: Path, capsys: pytest.Cap
     assert celltwin(capsys, "verify", str(tmp_path))[0] == 2
     (tmp_path / "journal.sqlite").write_bytes(driver.journal.path.read_bytes()[:8192])
     assert celltwin(capsys, "verify", str(tmp_path))[0] == 1
+    (tmp_path / "notes.txt").write_text("just some notes\n")
+    code, out, err = celltwin(capsys, "verify", str(tmp_path / "notes.txt"))
+    assert (code, out, len(err.strip().splitlines())) == (2, "", 1)
+    assert "cannot be read" in err
 
 
 @pytest.mark.slow

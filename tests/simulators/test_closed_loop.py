@@ -19,7 +19,7 @@ from twin.evidence import ControlApplied
 from twin.integrate import advance
 
 PROCESS = load_config("car_nk")
-SHORT = replace(PROCESS, recipe=replace(PROCESS.recipe, harvest_latest=3.0))
+SHORT = replace(PROCESS, recipe=replace(PROCESS.recipe, harvest_latest=3.0, harvest_cells=1.3))
 
 
 class Doubled:

@@ -45,7 +45,7 @@ def rate(state: EdgeState, now: float = 4.0, settings: EdgeSettings = SETTINGS, 
 
 
 def accepted(o: Override, state: EdgeState | None = None, settings: EdgeSettings = SETTINGS) -> EdgeState:
-    state, ack = command(state or running(settings), o, 4.0, settings, READINGS)
+    state, ack = command(state or running(settings), o, 4.0, settings, READINGS, 1.0)
     assert ack.accepted, ack.reason
     return state
 
@@ -65,9 +65,15 @@ def test_alone_the_edge_runs_its_recipe() -> None:
 def test_an_override_holds_while_valid_and_lapses_by_itself() -> None:
     state = accepted(ask(0.8))
     assert rate(state, 4.0) == 0.8
-    assert rate(state, 4.29) == 0.8
+    assert rate(state, 4.25) == 0.8
+    assert rate(state, 4.29) == 0.5  # it would end within the hour that a rate is held
     assert rate(state, 4.3) == 0.5
     assert rate(state, 9.0) == 0.5
+
+
+def test_an_override_that_ends_with_the_step_still_acts() -> None:
+    state = accepted(ask(0.8, valid_until=4.0 + 2 * HOUR - 1e-9))  # as rounded on the wire
+    assert [rate(state, 4.0 + k * HOUR) for k in range(3)] == [0.8, 0.8, 0.5]
 
 
 def test_an_override_does_not_act_before_its_time() -> None:
@@ -90,7 +96,7 @@ def test_a_newer_override_replaces_the_older() -> None:
 
 
 def test_the_ack_carries_the_capped_rate() -> None:
-    _, ack = command(running(), ask(1.9), 4.0, SETTINGS, READINGS)
+    _, ack = command(running(), ask(1.9), 4.0, SETTINGS, READINGS, 1.0)
     assert ack.accepted
     assert ack.applied_rate == pytest.approx(1.5)  # 3 x the recipe's .5
     assert ack.reason.startswith("capped")
@@ -122,7 +128,7 @@ def test_a_rate_changes_only_so_fast() -> None:
 def test_at_budget_zero_every_override_is_advisory() -> None:
     shut = edge_settings(RECIPE, LIMITS)
     for o in (ask(0.8), ask(0.1), ask(1.0, "harvest")):
-        state, ack = command(running(shut), o, 4.0, shut, READINGS)
+        state, ack = command(running(shut), o, 4.0, shut, READINGS, 1.0)
         assert not ack.accepted
         assert ack.reason.startswith("advisory")
         assert rate(state, settings=shut) == 0.5
@@ -134,7 +140,7 @@ def test_the_budget_of_a_day_is_never_exceeded_and_comes_back_the_next() -> None
     for k in range(72):
         now = 4.0 + k * HOUR
         o = ask(1.5, cmd_id=f"c{k}", seq=k + 1, valid_from=now, valid_until=now + 0.3)
-        state, _ = command(state, o, now, tight, READINGS)
+        state, _ = command(state, o, now, tight, READINGS, 1.0)
         state, done = resolve(state, now, HOUR, tight, READINGS)
         above += (done.control.perfusion - 0.5) * HOUR
         by_day[k // 24] += (done.control.perfusion - 0.5) * HOUR
@@ -152,7 +158,7 @@ def test_below_the_recipe_costs_no_budget() -> None:
 def test_the_same_command_acts_once_and_is_answered_as_before() -> None:
     state = accepted(ask(0.8))
     first = state.answers["c1"]
-    later, ack = command(state, ask(1.4, valid_from=5.0, valid_until=5.3, seq=9), 5.0, SETTINGS, READINGS)
+    later, ack = command(state, ask(1.4, valid_from=5.0, valid_until=5.3, seq=9), 5.0, SETTINGS, READINGS, 1.0)
     assert ack == first
     assert later is state
     assert rate(later, 5.0) == 0.5
@@ -160,7 +166,7 @@ def test_the_same_command_acts_once_and_is_answered_as_before() -> None:
 
 def test_a_lower_epoch_is_fenced_off() -> None:
     state = accepted(ask(0.8, epoch=5))
-    _, ack = command(state, ask(0.6, cmd_id="old", epoch=4, seq=99), 4.0, SETTINGS, READINGS)
+    _, ack = command(state, ask(0.6, cmd_id="old", epoch=4, seq=99), 4.0, SETTINGS, READINGS, 1.0)
     assert not ack.accepted
     assert ack.reason.startswith("fenced")
 
@@ -188,7 +194,7 @@ def test_a_higher_epoch_silences_what_the_old_writer_left() -> None:
     ],
 )
 def test_refusals_carry_a_reason_and_change_nothing(o: Override, reason: str) -> None:
-    state, ack = command(running(), o, 4.0, SETTINGS, READINGS)
+    state, ack = command(running(), o, 4.0, SETTINGS, READINGS, 1.0)
     assert not ack.accepted
     assert ack.applied_rate is None
     assert ack.reason.startswith(reason)
@@ -198,14 +204,14 @@ def test_refusals_carry_a_reason_and_change_nothing(o: Override, reason: str) ->
 
 def test_reordered_commands_are_refused() -> None:
     state = accepted(ask(0.8, seq=5))
-    _, ack = command(state, ask(0.6, cmd_id="late", seq=4), 4.0, SETTINGS, READINGS)
+    _, ack = command(state, ask(0.6, cmd_id="late", seq=4), 4.0, SETTINGS, READINGS, 1.0)
     assert ack.reason.startswith("out_of_order")
 
 
 def test_answers_are_remembered_within_bounds() -> None:
     state = running()
     for k in range(REMEMBERED + 10):
-        state, _ = command(state, ask(math.nan, cmd_id=f"c{k}"), 4.0, SETTINGS, READINGS)
+        state, _ = command(state, ask(math.nan, cmd_id=f"c{k}"), 4.0, SETTINGS, READINGS, 1.0)
     assert len(state.answers) == REMEMBERED
     assert f"c{REMEMBERED + 9}" in state.answers
 
@@ -225,12 +231,35 @@ def test_harvest_follows_the_recipe_an_override_and_the_latest_day() -> None:
     assert harvest(state, 9.2, SETTINGS, few, 1.0) is None
     assert harvest(state, 9.2, SETTINGS, counted, 1.0).reason == "dose counted"  # type: ignore[union-attr]
     assert harvest(state, 14.0, SETTINGS, few, 1.0).reason == "latest day"  # type: ignore[union-attr]
-    now = accepted(ask(1.0, "harvest"))
+    state, ack = command(running(), ask(1.0, "harvest"), 4.0, SETTINGS, few, 1.0)
+    assert ack.accepted
+    now = state
     assert harvest(now, 4.1, SETTINGS, few, 1.0) == ("override", "c1")
     assert harvest(now, 4.4, SETTINGS, few, 1.0) is None
     held = accepted(ask(0.0, "harvest"))
     assert harvest(held, 4.1, SETTINGS, counted, 1.0) is None
     assert harvest(held, 4.4, SETTINGS, counted, 1.0).reason == "dose counted"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("counted", [7.0, 9.99, math.nan, math.inf, None])
+def test_an_early_harvest_needs_half_of_the_dose_on_the_edges_own_count(counted: float | None) -> None:
+    """A probe that reads five times too much must not end a batch of 7e6 cells/mL: nothing undoes a harvest."""
+    readings = {} if counted is None else {"viable_density": Reading(counted, 3.9, 4.0)}
+    state, ack = command(running(), ask(1.0, "harvest"), 4.0, SETTINGS, readings, 1.0)
+    assert not ack.accepted
+    assert ack.reason.startswith("not_counted")
+    assert harvest(state, 4.0, SETTINGS, {"viable_density": Reading(7.0, 3.9, 4.0)}, 1.0) is None
+
+
+def test_an_early_harvest_on_a_supporting_count_a_held_harvest_and_the_last_day_are_taken() -> None:
+    half, few = {"viable_density": Reading(10.0, 3.9, 4.0)}, {"viable_density": Reading(3.0, 3.9, 4.0)}
+    state, ack = command(running(), ask(1.0, "harvest"), 4.0, SETTINGS, half, 1.0)
+    assert ack.accepted
+    assert harvest(state, 4.0, SETTINGS, half, 1.0) == ("override", "c1")
+    assert harvest(state, 4.0, SETTINGS, few, 1.0) is None  # corrected in between: looked at again
+    assert command(running(), ask(0.0, "harvest"), 4.0, SETTINGS, few, 1.0)[1].accepted
+    last = ask(1.0, "harvest", valid_from=14.0, valid_until=14.3)
+    assert command(running(), last, 14.0, SETTINGS, few, 1.0)[1].accepted
 
 
 OVERRIDES = st.builds(
@@ -253,7 +282,7 @@ def test_no_sequence_of_commands_breaks_caps_or_budget(commands: list[Override],
     for k in range(24):
         now = 4.0 + k * HOUR
         for o in commands[k // 2 : k // 2 + 1]:
-            state, _ = command(state, o, now, tight, readings)
+            state, _ = command(state, o, now, tight, readings, 1.0)
         state, done = resolve(state, now, HOUR, tight, readings)
         u = done.control
         assert all(math.isfinite(v) and v >= 0.0 for v in u)

@@ -104,14 +104,21 @@ def test_unsound_chains_are_refused_with_advice(shift: float, diverging: int, sa
 
 
 def test_new_donor_carries_the_population_s_uncertainty() -> None:
-    """var(theta_new) = var(m) + E[s^2], correlated by R."""
+    """var(theta_new) = var(m) + E[s^2], correlated by R; where the population is given, the preset's spread alone."""
     rng = np.random.default_rng(6)
     m = rng.standard_normal((2, 4000, 2)) * 0.3
     corr = np.broadcast_to([[1.0, 0.6], [0.6, 1.0]], (2, 4000, 2, 2))
     posterior = import_arviz().from_dict(posterior={"m": m, "L_stds": np.full((2, 4000, 2), 0.4), "L_corr": corr})
-    cov = np.cov(new_donor(posterior, rng).T)
+    cov = np.cov(new_donor(posterior, PROCESS, ("mu_max", "K_L", "a_G"), rng).T)
     assert cov[0, 0] == pytest.approx(0.3**2 + 0.4**2, rel=0.06)
-    assert cov[0, 1] == pytest.approx(0.6 * 0.4**2, rel=0.12)
+    assert cov[0, 2] == pytest.approx(0.6 * 0.4**2, rel=0.12)
+    assert cov[1, 1] == pytest.approx(PROCESS.donor_sd["K_L"] ** 2, rel=0.06)
+    assert abs(cov[0, 1]) < 0.02
+
+
+def test_parameters_that_no_record_can_teach_have_no_population_to_learn() -> None:
+    with pytest.raises(ValueError, match="at least one of mu_max"):
+        build(prepare(records(), PROCESS), PROCESS, ("K_L", "PD_max"))
 
 
 def test_a_parameter_without_spread_is_refused() -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from twin.donors.artefact import save_prior
 from twin.donors.data import FitData, FitError, prepare
-from twin.donors.model import CENTRED, SPAN, build, starting_scales
+from twin.donors.model import CENTRED, SPAN, build, population, preset_population, starting_scales
 from twin.donors.prior import DEFAULT_PARAMETERS, DonorPrior
 from twin.donors.sample import import_arviz, nuts
 from twin.process import Process
@@ -91,7 +91,7 @@ def fit(
         tick=tick,
     )  # fmt: skip
     diagnostics = diagnose(posterior)
-    draws = new_donor(posterior, np.random.default_rng([settings.seed, 28]))
+    draws = new_donor(posterior, process, names, np.random.default_rng([settings.seed, 28]))
     prior = DonorPrior(
         names,
         draws.mean(axis=0),
@@ -101,16 +101,25 @@ def fit(
     return Fit(prior, draws, posterior, diagnostics, data, settings, sampler)
 
 
-def new_donor(posterior: arviz.InferenceData, rng: np.random.Generator, each: int = 1) -> Float[np.ndarray, "n p"]:
-    """ln kinetics of donors not yet seen, `each` a posterior draw: m + L z, the population's own uncertainty included."""
+def new_donor(
+    posterior: arviz.InferenceData, process: Process, names: tuple[str, ...], rng: np.random.Generator
+) -> Float[np.ndarray, "n p"]:
+    """ln kinetics of donors not yet seen, one a posterior draw, in the order of `names`.
+
+    m + L z for those whose population was learnt, the population's own uncertainty included; the preset for the others.
+    """
     p = posterior.posterior
+    shared, given = population(names)
     m = np.asarray(p["m"])
     m = m.reshape(-1, m.shape[-1])
     scale = np.asarray(p["L_stds"]).reshape(m.shape)
     corr = np.asarray(p["L_corr"]).reshape(-1, m.shape[1], m.shape[1])
     root = scale[:, :, None] * np.linalg.cholesky(corr + 1e-10 * np.eye(m.shape[1]))
-    z = rng.standard_normal((each, *m.shape))
-    return (m + np.einsum("nij,enj->eni", root, z)).reshape(-1, m.shape[1])
+    own = m + np.einsum("nij,nj->ni", root, rng.standard_normal(m.shape))
+    median, spread = preset_population(process, given)
+    rest = median + spread * rng.standard_normal((len(m), len(given)))
+    columns = dict(zip((*shared, *given), np.hstack([own, rest]).T, strict=True))
+    return np.stack([columns[n] for n in names], axis=1)
 
 
 def diagnose(posterior: arviz.InferenceData, limits: Limits = Limits()) -> Diagnostics:  # noqa: B008 - immutable
