@@ -251,6 +251,7 @@ class Link:
             self._on_message,
         )
         client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
         return client
 
     def _session(self) -> dict[str, Any]:
@@ -276,7 +277,8 @@ class Link:
             self._note(f"broker {self.address}: greeting failed: {error}")
         if self._link > 1:
             self._note(f"broker {self.address}: connected again")
-        self._up.set()
+        if not self._subscriptions:  # else: when they are granted
+            self._up.set()
 
     def _on_disconnect(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         lost = self._up.is_set() and not self._closing
@@ -287,6 +289,16 @@ class Link:
     def _on_publish(self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
         with self._lock:
             self._unconfirmed -= 1
+        if reason.is_failure:  # an ACL that denies: said under v5 only, which is why 3.1.1 stays on loopback
+            self._note(f"broker {self.address}: a message was not accepted: {reason}")
+
+    def _on_subscribe(self, client: paho.Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        denied = [t for t, r in zip(self._subscriptions, reasons, strict=False) if r.is_failure]
+        if denied:
+            self._refused = f"refused the subscription to {', '.join(denied)}: check the ACL"
+            self._note(f"broker {self.address}: {self._refused}")
+        else:
+            self._up.set()
 
     def _on_message(self, client: paho.Client, userdata: Any, m: paho.MQTTMessage) -> None:
         self.inbox.put(Received(_topic(m), bytes(m.payload), bool(m.retain), bool(m.dup), m.qos, m.mid, self._link))

@@ -127,8 +127,12 @@ class Runner:
             if m.retained:
                 self._refuse_retained(unit, m, at)
             else:
-                self._say(*step(self._desk(unit), suffix, _bounded(m.payload), at), at)
-                touched[unit] = None
+                desk, outputs = step(self._desk(unit), suffix, _bounded(m.payload), at)
+                self._say(desk, outputs, at)
+                if not suffix.startswith("query/") and all(o.kind != "rejected" for o in outputs):
+                    touched[unit] = (
+                        None  # a question or a refusal changes no estimate and is no sign of life of the edge
+                    )
         for unit in touched:
             self._heard(unit, at)
             self._estimate(unit)

@@ -87,7 +87,7 @@ def run(
     )
     folder = (out / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}").resolve()
     folder.mkdir(parents=True)
-    with development_broker(chosen) as url, twin_process(folder, service_settings(url, policy)) as alive:
+    with development_broker(chosen) as url, twin_process(folder, service_settings(url, policy, preset)) as alive:
         config = edge_settings(url, preset, recipe, seed, start)
         job = prepare(config)
         wire = open_wire(parse_address(url), SITE, UNIT, job.announce.batch, job.announce.at, _quiet)
@@ -113,13 +113,15 @@ def run(
     return played, job
 
 
-def service_settings(url: str, policy: str) -> dict[str, Any]:
-    """The configuration of the demo's service: its plans know the caps of the edge's scenario."""
+def service_settings(url: str, policy: str, preset: str) -> dict[str, Any]:
+    """The configuration of the demo's service: its plans know the caps of the edge's scenario, its prior is the shipped one."""
     from simulators.closed_loop import mpc_caps
     from simulators.scenario import load_scenario
+    from twin.config import configs_dir
 
+    shipped = (configs_dir() / "priors" / preset / "manifest.json").is_file()
     return {
-        "site": SITE, "units": [UNIT], "broker": {"url": url}, "development": True, "data": "twin", "mode": "closed",
+        "prior": preset if shipped else None, "site": SITE, "units": [UNIT], "broker": {"url": url}, "development": True, "data": "twin", "mode": "closed",
         "clock": "event", "policy": policy, "mpc": mpc_caps(load_scenario("nominal").caps) if policy == "mpc" else {},
     }  # fmt: skip
 

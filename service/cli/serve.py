@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from service.runner import Runner
 
 POLL = 0.5  # longest wait for a message before the wall clock is looked at [s]
+RETRY = 1.0  # between two attempts at a unit's own connection [s]
 WATCH = 60.0  # between two looks at who has fallen silent [s]
 
 
@@ -52,7 +54,7 @@ def run(config: ServiceConfig, stop: threading.Event, say: Callable[[str], None]
     """Serve until `stop` is set. Raises ConfigError, JournalError or BrokerError, each one line with the remedy."""
     from service.journal import Journal
     from service.lease import hold
-    from service.mqtt import Link, Posting
+    from service.mqtt import BrokerError, Link, Posting
     from service.runner import GROUP, Runner, status, subscriptions
 
     release, since = _release(), datetime.now(UTC)
@@ -72,15 +74,22 @@ def run(config: ServiceConfig, stop: threading.Event, say: Callable[[str], None]
             return [*first, *list(runner.posted.values())]
 
         def beacon(unit: str) -> None:
-            if unit != main and unit not in beacons:
-                beacons[unit] = Link(
-                    address,
-                    f"{lease.name}-{unit}",
-                    (),
-                    will=presence(unit, False),
-                    greeting=lambda: [presence(unit, True)],
-                )
-                beacons[unit].connect()
+            """The unit's own connection, tried again at the next look when the broker is away."""
+            if unit == main or unit in beacons:
+                return
+            other = Link(
+                address,
+                f"{lease.name}-{unit}",
+                (),
+                will=presence(unit, False),
+                greeting=lambda: [presence(unit, True)],
+            )
+            try:
+                other.connect()
+            except BrokerError as error:
+                say(f"unit {unit}: no last will yet: {error}")
+            else:
+                beacons[unit] = other
 
         link = Link(
             address, lease.name, subscriptions(config), greeting=greeting, note=say,
@@ -97,16 +106,18 @@ def run(config: ServiceConfig, stop: threading.Event, say: Callable[[str], None]
             say(
                 f"epoch {lease.epoch}, {config.mode}, {address} (MQTT {'5' if link.v5 else '3.1.1'}), journal {journal.path}"
             )
-            looked = 0.0
+            looked = beaconed = time.monotonic()
             while not stop.is_set():
                 group = link.drain(POLL)
                 for first in range(0, len(group), GROUP):
                     runner.take(group[first : first + GROUP], link.acknowledge)
-                for unit in [u for u in runner.desks if u != main and u not in beacons]:
-                    beacon(unit)
-                looked += 0.0 if group else POLL
-                if looked >= WATCH:
-                    looked = 0.0
+                missing = [u for u in runner.desks if u != main and u not in beacons]
+                if missing and time.monotonic() - beaconed >= RETRY:
+                    for unit in missing:
+                        beacon(unit)
+                    beaconed = time.monotonic()
+                if time.monotonic() - looked >= WATCH:
+                    looked = time.monotonic()
                     runner.watch()
         finally:
             for unit, other in beacons.items():

@@ -192,7 +192,7 @@ def test_units_of_a_fleet_do_not_meet(tmp_path: Path, messages: list[Sent]) -> N
 
 
 def test_only_closed_mode_sends_overrides(tmp_path: Path, messages: list[Sent]) -> None:
-    for mode, count in (("shadow", 0), ("advisory", 0), ("closed", 9)):
+    for mode, count in (("shadow", 0), ("advisory", 0), ("closed", 12)):
         rig = Rig(tmp_path / mode, changes={"mode": mode})
         rig.take(messages[:1])
         for k in range(1, len(messages), 10):
@@ -272,7 +272,7 @@ def test_a_restart_repeats_standing_overrides_with_their_ids_and_a_fresh_estimat
     ]
     again = Rig(tmp_path, epoch=2)
     assert said(again.sent, "override/") == newest
-    assert {o["actuator"] for o in newest} == {"perfusion", "feed", "cytokine_dose"}
+    assert {o["actuator"] for o in newest} == {"perfusion", "feed", "cytokine_dose", "harvest"}
     assert len(said(again.sent, "estimate")) == 1
     again.journal.close()
     shy = Rig(tmp_path, epoch=3, changes={"mode": "advisory"})
