@@ -192,7 +192,7 @@ class Link:
         """Wait until the broker has confirmed all that was published; False after `timeout` seconds or on a lost link."""
         deadline = time.monotonic() + timeout
         while self._unconfirmed > 0:
-            if time.monotonic() > deadline or not self._up.is_set():
+            if time.monotonic() > deadline or not self._client.is_connected():
                 return False
             time.sleep(0.005)
         return True
@@ -295,9 +295,9 @@ class Link:
     def _on_subscribe(self, client: paho.Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
         denied = [t for t, r in zip(self._subscriptions, reasons, strict=False) if r.is_failure]
         if denied:
-            self._refused = f"refused the subscription to {', '.join(denied)}: check the ACL"
-            self._note(f"broker {self.address}: {self._refused}")
-        else:
+            self._refused = f"refused the subscription to {', '.join(denied)}"
+            self._note(f"broker {self.address}: {self._refused}; check the access list")
+        if not denied or self._link > 1:  # at the start a denial is an error, later it is said and the rest goes on
             self._up.set()
 
     def _on_message(self, client: paho.Client, userdata: Any, m: paho.MQTTMessage) -> None:

@@ -71,8 +71,7 @@ class Wire:
     overrides: int = 0
     accepted: int = 0
     alone: bool = False  # the twin did not answer in time: nobody is waited for until it speaks again
-    _open: list[Posting] = field(default_factory=list)  # said and not yet answered by an estimate
-    _refused_since: bool = False
+    _open: list[tuple[Posting, datetime]] = field(default_factory=list)  # said, not yet answered
 
     @property
     def root(self) -> str:
@@ -118,7 +117,7 @@ class Wire:
                 self.alone = True
             elif now - said > REPEAT:
                 said = now
-                for posting in self._open:
+                for posting, _ in self._open:
                     self.link.publish(posting)
         self.alone = False
         self._open.clear()
@@ -154,25 +153,27 @@ class Wire:
         if at is None:
             return
         self.estimated = at if self.estimated is None else max(at, self.estimated)
-        if (
-            self._refused_since
-        ):  # the newest fact may be the one that was refused: this estimate rests on all the others
-            self._refused_since, self.newest = False, self.estimated
         self.alone = False
 
     def _rejected(self, payload: bytes) -> None:
+        """A refusal of what is still open here: an answer too. Of another sender on the unit, or said before: not ours."""
         try:
             said = json.loads(payload)
-            text = f"{said['topic'].removeprefix(self.root + '/')}: {said['reason']}: {said['detail']}"
-        except (ValueError, KeyError, TypeError, AttributeError):
-            text = "a refusal that cannot be read"
-        self.rejections.append(text)
-        self._refused_since = True
+            topic, text = str(said["topic"]), f"{said['reason']}: {said['detail']}"
+        except (ValueError, KeyError, TypeError):
+            return
+        own = next((k for k, (posting, _) in enumerate(self._open) if posting.topic == topic), None)
+        if own is None:
+            return
+        del self._open[own]
+        self.newest = max((at for _, at in self._open), default=None)
+        self.rejections.append(f"{topic.removeprefix(self.root + '/')}: {text}")
+        self.alone = False
 
     def _send(self, message: Message, at: datetime) -> None:
         self.newest = at if self.newest is None else max(at, self.newest)
         posting = Posting(f"{self.root}/{message.suffix}", encode(message))
-        self._open.append(posting)
+        self._open.append((posting, at))
         del self._open[:-REMEMBERED]
         self.link.publish(posting)
 

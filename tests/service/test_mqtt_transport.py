@@ -311,3 +311,30 @@ def test_the_embedded_brokers_listen_on_loopback_only(broker: str) -> None:
     rows = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
     listening = {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[1].endswith(f":{port}")}
     assert listening == {"0100007F"}
+
+
+@needs_mosquitto
+def test_a_publish_that_the_access_list_denies_is_said(tmp_path: Path) -> None:
+    """GIVEN a broker whose ACL grants no writing, WHEN a client publishes under v5, THEN it says so; its link stays up."""
+    port, notes = free_port(), list[str]()
+    (tmp_path / "acl").write_text("topic read #\n")
+    conf = tmp_path / "mosquitto.conf"
+    conf.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\nacl_file {tmp_path / 'acl'}\n")
+    with subprocess.Popen([str(find_mosquitto()), "-c", str(conf)], stderr=subprocess.DEVNULL) as broker:
+        link = Link(parse_address(f"mqtt://127.0.0.1:{port}"), "mute", (TOPIC,), note=notes.append)
+        try:
+            assert until(lambda: _connects(link))
+            link.publish(Posting(TOPIC, b"{}"))
+            assert until(lambda: any("not accepted" in n for n in notes))
+            assert link.connected
+        finally:
+            link.close()
+            broker.terminate()
+
+
+def _connects(link: Link) -> bool:
+    try:
+        link.connect()
+    except BrokerError:
+        return False
+    return True
