@@ -192,7 +192,7 @@ class Link:
         """Wait until the broker has confirmed all that was published; False after `timeout` seconds or on a lost link."""
         deadline = time.monotonic() + timeout
         while self._unconfirmed > 0:
-            if time.monotonic() > deadline or not self._client.is_connected():
+            if time.monotonic() > deadline or self._client is None or not self._client.is_connected():
                 return False
             time.sleep(0.005)
         return True
