@@ -163,8 +163,9 @@ class Wire:
         except (ValueError, KeyError, TypeError):
             return
         own = next((k for k, (posting, _) in enumerate(self._open) if posting.topic == topic), None)
-        if own is None:
-            return
+        begun = all(posting.topic != f"{self.root}/event/batch_start" for posting, _ in self._open)
+        if own is None or (said["reason"] == "unknown_batch" and not begun):
+            return  # in the second case the twin came up amid our first words: all of them are said again
         del self._open[own]
         self.newest = max((at for _, at in self._open), default=None)
         self.rejections.append(f"{topic.removeprefix(self.root + '/')}: {text}")

@@ -137,14 +137,14 @@ class Site:
 
 def finish(process: subprocess.Popen[str], seconds: float = 200.0) -> dict[str, Any]:
     out, err = process.communicate(timeout=seconds)
-    assert process.returncode == 0, err
+    assert process.returncode == 0, (err, out[-3000:])
     return json.loads(out)
 
 
 def end(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
+    assert process.returncode == 0, (err, out[-3000:])
 
 
 def until(met: Callable[[], bool], seconds: float = 60.0) -> None:
