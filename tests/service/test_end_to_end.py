@@ -144,7 +144,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 200.0) -> dict[str, 
 def end(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 0, (err, out[-3000:])
+    assert process.returncode == 0, err
 
 
 def until(met: Callable[[], bool], seconds: float = 60.0) -> None:
