@@ -12,11 +12,11 @@ from twin.batch import Batch, assimilate, start
 from twin.bioreactor import Control, State
 from twin.config import load_config
 from twin.donors.prior import preset_prior
-from twin.estimator import FILTERS
+from twin.estimation.filters import FILTERS
+from twin.estimation.model import BioreactorModel, Drive
 from twin.evidence import Measurement
 from twin.futures import run_futures
 from twin.integrate import advance
-from twin.model import BioreactorModel, Drive
 from twin.transition import Advance, advance_compiled, advance_interpreted, compiled_library, flat
 
 PROCESS = load_config("car_nk")

@@ -28,8 +28,8 @@ from controllers.plan import Decision, Plan, Policy, Situation
 from controllers.recipes import recipe_control
 from controllers.rollout import resimulate
 from twin.batch import Batch, apply, assimilate, believe_at, control_at, latest, medium_at, note, perfused
-from twin.belief import Belief, split
 from twin.bioreactor import Control, State
+from twin.estimation.belief import Belief, split
 from twin.evidence import ACTUATORS, ControlApplied, Event, Fact, Measurement
 
 PERIOD = 0.25

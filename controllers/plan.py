@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from twin.belief import Belief, Layout
 from twin.bioreactor import Control, State
+from twin.estimation.belief import Belief, Layout
 from twin.evidence import Reading
 from twin.process import Process
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from controllers.plan import Plan, Situation
 from controllers.recipes import harvest_due, recipe_control, recipe_schedule
-from twin.belief import split
 from twin.bioreactor import Control, State
+from twin.estimation.belief import split
 from twin.process import Limits, Recipe
 from twin.transition import advance_many, flat
 

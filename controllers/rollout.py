@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from controllers.plan import Plan, Situation
-from twin.belief import split
 from twin.bioreactor import State
+from twin.estimation.belief import split
 from twin.transition import advance_many, flat
 
 

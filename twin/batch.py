@@ -14,12 +14,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from twin.belief import Belief, Layout
 from twin.bioreactor import Control, Medium
 from twin.donors.prior import DonorPrior
-from twin.estimator import FILTERS, STREAK, Datum, Filter, Innovation
+from twin.estimation.belief import Belief, Layout
+from twin.estimation.filters import FILTERS, STREAK, Datum, Filter, Innovation
+from twin.estimation.model import BioreactorModel, Drive, initial_belief, make_layout
 from twin.evidence import ACTUATORS, ControlApplied, Event, Measurement, Reading, Refused
-from twin.model import BioreactorModel, Drive, initial_belief, make_layout
 from twin.process import Process
 from twin.sensors import CHANNELS, compared, impossible
 
@@ -64,7 +64,7 @@ class Batch:
 
 
 def start(batch_id: str, process: Process, donor_prior: DonorPrior, filter_name: str = "ukf") -> Batch:
-    """A batch at inoculation. `filter_name` is one of `twin.estimator.FILTERS`; raises ValueError for another."""
+    """A batch at inoculation. `filter_name` is one of `twin.estimation.filters.FILTERS`; raises ValueError for another."""
     if filter_name not in FILTERS:
         raise ValueError(f"unknown filter {filter_name!r}; known: {', '.join(FILTERS)}")
     layout = make_layout(process, donor_prior.names)

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from twin.batch import Batch, believe_at, medium_at
-from twin.belief import N_STATE, draws
 from twin.bioreactor import Control, Coordinates, State, from_coordinates, to_coordinates
+from twin.estimation.belief import N_STATE, draws
+from twin.estimation.model import BioreactorModel
 from twin.integrate import FLOOR
-from twin.model import BioreactorModel
 from twin.process import Target
 from twin.transition import advance_many
 

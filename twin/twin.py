@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from twin.batch import Batch, apply, assimilate, believe_at, note, start
-from twin.belief import Belief, Marginal, learnt, marginals
 from twin.bioreactor import Control, State
 from twin.donors.prior import DonorPrior, preset_prior
+from twin.estimation.belief import Belief, Marginal, learnt, marginals
 from twin.evidence import ControlApplied, Event, Fact, Measurement
 from twin.futures import Forecast, Schedule, forecast
 from twin.process import Process

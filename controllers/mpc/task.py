@@ -23,8 +23,8 @@ from controllers.mpc.transcription import DEGREE, MOVE_SCALE, N_MOVE, STAGE, pac
 from controllers.plan import Situation
 from controllers.policies import limited
 from controllers.recipes import recipe_schedule
-from twin.belief import N_STATE, split
 from twin.bioreactor import Control, State, Theta, physiology
+from twin.estimation.belief import N_STATE, split
 from twin.process import Process, Target
 from twin.transition import advance_many, flat
 

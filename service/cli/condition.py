@@ -116,7 +116,7 @@ def _chosen(data: Path, mapping: str | None, wanted: str | None) -> Any:
 
 def _donor(known: Any, at: float) -> dict[str, Any]:
     from twin.batch import believe_at
-    from twin.belief import learnt
+    from twin.estimation.belief import learnt
 
     found = learnt(believe_at(known, at), known.layout)
     return {k: found[k]._asdict() for k in known.donor_prior.names}
@@ -128,7 +128,7 @@ def _how_unusual(known: Any, at: float) -> tuple[float, float]:
     from scipy.stats import chi2
 
     from twin.batch import believe_at
-    from twin.belief import N_STATE
+    from twin.estimation.belief import N_STATE
 
     prior, p = known.donor_prior, len(known.donor_prior.names)
     off = believe_at(known, at).mean[N_STATE : N_STATE + p] - prior.mean
@@ -140,8 +140,8 @@ def _history(known: Any, until: float, believe_at: Any) -> dict[str, Any]:
     """Filtered 5, 50 and 95 % quantiles every quarter day of what has been."""
     import numpy as np
 
-    from twin.belief import N_STATE, draws
     from twin.bioreactor import Coordinates, State, from_coordinates
+    from twin.estimation.belief import N_STATE, draws
     from twin.futures import QUANTITIES
 
     times = np.append(np.arange(0.0, until - 1e-9, 0.25), until)

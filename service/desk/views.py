@@ -29,8 +29,8 @@ from service.messages import (
 )
 from service.messages.base import one_line
 from twin.batch import Batch, believe_at, latest
-from twin.belief import Z90, Belief, draws, lognormal, split
 from twin.bioreactor import Control, State
+from twin.estimation.belief import Z90, Belief, draws, lognormal, split
 from twin.evidence import ACTUATORS
 from twin.futures import Forecast
 from twin.process import Process

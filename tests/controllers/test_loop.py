@@ -16,10 +16,10 @@ from controllers import Plan, Policy, Situation, make_policy
 from controllers.loop import GRACE, PERIOD, Session, basis_of, decide, receive
 from controllers.rollout import resimulate
 from twin.batch import Batch, apply, assimilate, believe_at, start
-from twin.belief import Belief
 from twin.bioreactor import Control, State
 from twin.config import load_config
 from twin.donors.prior import preset_prior
+from twin.estimation.belief import Belief
 from twin.evidence import ControlApplied, Event, Fact, Measurement, Refused
 from twin.transition import advance_many, flat
 

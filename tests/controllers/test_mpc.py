@@ -18,9 +18,9 @@ from controllers.mpc.transcription import SCALE, pack, radau, unpack
 from controllers.plan import Plan, Situation
 from controllers.recipes import recipe_schedule
 from controllers.rollout import resimulate
-from twin.belief import Belief, Layout
 from twin.bioreactor import Control, State, to_coordinates
 from twin.config import ConfigError, load_config
+from twin.estimation.belief import Belief, Layout
 from twin.integrate import advance
 from twin.process import Process, Target
 

@@ -12,9 +12,9 @@ from controllers.plan import Decision, Plan, Situation
 from simulators import load_scenario, run_closed_loop
 from simulators.closed_loop import overrides
 from twin.batch import start
-from twin.belief import split
 from twin.config import ConfigError, load_config, load_recipe
 from twin.donors.prior import preset_prior
+from twin.estimation.belief import split
 from twin.evidence import ControlApplied
 from twin.integrate import advance
 

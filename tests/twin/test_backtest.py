@@ -14,7 +14,7 @@ from twin.backtest import learn as learning
 from twin.backtest.learn import Counting, effective, first_visits, matched
 from twin.backtest.steps import expected_increment, mean_increments, rmse, scored_channels, steps
 from twin.config import load_config
-from twin.estimator import Innovation
+from twin.estimation.filters import Innovation
 from twin.evidence import Measurement
 from twin.records import RecordedBatch, read_batches
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from twin.batch import apply, assimilate, believe_at, start
-from twin.belief import N_STATE, Belief, draws, split
 from twin.bioreactor import Coordinates, State, Theta, from_coordinates, physiology, to_coordinates
 from twin.config import load_config
 from twin.donors.prior import preset_prior
+from twin.estimation.belief import N_STATE, Belief, draws, split
+from twin.estimation.model import GAS_CHANNELS
 from twin.evidence import ControlApplied, Measurement
-from twin.model import GAS_CHANNELS
 from twin.sensors import CHANNELS, compared
 from twin.transition import advance_many, flat
 

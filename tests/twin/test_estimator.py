@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twin.belief import Belief
-from twin.estimator import FILTERS, STREAK, Datum, Filter, root
+from twin.estimation.belief import Belief
+from twin.estimation.filters import FILTERS, STREAK, Datum, Filter, root
 
 A = np.array([[0.95, 0.10, 0.0, 0.0], [-0.05, 0.90, 0.2, 0.0], [0.0, 0.0, 0.99, 0.05], [0.0, 0.0, 0.0, 1.0]])
 B = np.array([0.3, -0.1, 0.0, 0.0])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from twin.batch import Batch, assimilate, believe_at, start
-from twin.belief import draws, logitnormal, lognormal, marginals, split
 from twin.bioreactor import Control, State
 from twin.config import load_config
 from twin.donors.prior import preset_prior
+from twin.estimation.belief import draws, logitnormal, lognormal, marginals, split
 from twin.evidence import Measurement
 from twin.futures import FUTURE_STEP, forecast, release, run_futures
 from twin.transition import advance_many, flat

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from twin.batch import Batch, apply, assimilate, start
-from twin.belief import N_STATE
 from twin.bioreactor import Kinetics
 from twin.donors.prior import DonorPrior, preset_prior
-from twin.estimator import Innovation
+from twin.estimation.belief import N_STATE
+from twin.estimation.filters import Innovation
 from twin.evidence import Measurement
 from twin.process import Process
 from twin.records import RecordedBatch

@@ -12,10 +12,10 @@ from scipy.stats import norm
 from twin.backtest.learn import Counting, Learnt, effective, learn, passes
 from twin.backtest.steps import Step, expected_increment, mean_increments, on_scale, rmse, scored_channels, steps
 from twin.batch import Batch, apply, assimilate, believe_at, control_at, medium_at, start
-from twin.belief import Z90, Belief
 from twin.donors.prior import DonorPrior
-from twin.estimator import Datum
-from twin.model import Drive
+from twin.estimation.belief import Z90, Belief
+from twin.estimation.filters import Datum
+from twin.estimation.model import Drive
 from twin.process import Process
 from twin.records import RecordedBatch
 from twin.sensors import CHANNELS

@@ -18,7 +18,7 @@ from filterpy.kalman import MerweScaledSigmaPoints, unscented_transform
 from jaxtyping import Float
 from scipy import linalg
 
-from twin.belief import Belief
+from twin.estimation.belief import Belief
 
 Vector = Float[np.ndarray, " n"]
 Matrix = Float[np.ndarray, "n n"]

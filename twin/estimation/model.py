@@ -9,7 +9,6 @@ import casadi as ca
 import numpy as np
 from jaxtyping import Float
 
-from twin.belief import N_STATE, Belief, Layout, split
 from twin.bioreactor import (
     Control,
     Coordinates,
@@ -21,6 +20,7 @@ from twin.bioreactor import (
     physiology,
     to_coordinates,
 )
+from twin.estimation.belief import N_STATE, Belief, Layout, split
 from twin.integrate import FLOOR, STEP, substeps
 from twin.process import Process
 from twin.sensors import CHANNELS, compared
@@ -42,7 +42,7 @@ def make_layout(process: Process, parameters: tuple[str, ...]) -> Layout:
 
 
 class BioreactorModel:
-    """`twin.estimator.StateSpace` of a process; immutable after construction."""
+    """`twin.estimation.filters.StateSpace` of a process; immutable after construction."""
 
     def __init__(self, process: Process, layout: Layout) -> None:
         self.process, self.layout = process, layout
