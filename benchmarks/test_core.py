@@ -13,9 +13,10 @@ from twin.bioreactor import Control, State
 from twin.config import load_config
 from twin.donors.prior import preset_prior
 from twin.estimation.filters import FILTERS
-from twin.estimation.model import BioreactorModel, Drive
+from twin.estimation.model import BioreactorModel
 from twin.evidence import Measurement
 from twin.futures import run_futures
+from twin.inputs import Drive
 from twin.integrate import advance
 from twin.transition import Advance, advance_compiled, advance_interpreted, compiled_library, flat
 

@@ -1,104 +1,77 @@
-"""One manufacturing run as a value: evidence in order of sampling, what the pumps did, and checkpoints of belief.
+"""The verbs of a batch: tell it something, ask it something.
 
-Late, corrected and duplicated data are ordinary data. A fact that belongs before the newest checkpoint rewinds to the
-last earlier one and replays; the posterior is therefore a function of the *set* of facts, bit for bit, whatever the
-order in which they arrived. Rewind and replay live here and nowhere else.
+Late, corrected, retracted and duplicated data are ordinary data: what is believed depends on the set of facts alone
+(`twin.history`). Whatever cannot be a fact is refused with a reason and changes nothing.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
+from immutables import Map
 
 from twin.bioreactor import Control, Medium
 from twin.donors.prior import DonorPrior
-from twin.estimation.belief import Belief, Layout
-from twin.estimation.filters import FILTERS, STREAK, Datum, Filter, Innovation
-from twin.estimation.model import BioreactorModel, Drive, initial_belief, make_layout
+from twin.estimation.belief import Belief
+from twin.estimation.filters import FILTERS
+from twin.estimation.model import BioreactorModel, initial_belief, make_layout
 from twin.evidence import ACTUATORS, ControlApplied, Event, Measurement, Reading, Refused
+from twin.history import Batch, absorb, carry, instants, last_checkpoint, replay, revised
+from twin.inputs import begin, course, extended
 from twin.process import Process
-from twin.sensors import CHANNELS, compared, impossible
+from twin.sensors import CHANNELS, impossible
 
 T = TypeVar("T", Measurement, ControlApplied, Event)
 
-KEEP_ALL = 256
-"""So many of the newest checkpoints are all kept; of older ones every KEEP_EVERY-th (bounded memory over long batches)."""
-KEEP_EVERY = 32
+REPLAY_WINDOW = 10.0
+"""A result that comes later than this after its sample [d] is refused: contract laboratories need 2-5 d (SCIENCE 3)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Checkpoint:
-    """Belief after the first `count` pieces of evidence."""
+def start(
+    batch_id: str, process: Process, donor_prior: DonorPrior, filter_name: str = "ukf", shadow: str | None = None
+) -> Batch:
+    """A batch at inoculation. `filter_name` and `shadow` are of `twin.estimation.filters.FILTERS`; else ValueError.
 
-    count: int
-    belief: Belief
-    streaks: tuple[tuple[str, int], ...] = ()  # consecutive rejections, by channel
-    informed: int = 0  # innovations so far: pieces of evidence whose channel has a sensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Evidence and belief of one batch. Only the functions of this module make new ones."""
-
-    id: str
-    process: Process
-    layout: Layout
-    filter: Filter
-    prior: Belief
-    donor_prior: DonorPrior
-    evidence: tuple[Measurement, ...] = ()  # by (sampled_at, channel, id); the valid version of each
-    superseded: tuple[Measurement, ...] = ()  # earlier versions, kept
-    applied: tuple[ControlApplied, ...] = ()  # by (at, actuator, id)
-    events: tuple[Event, ...] = ()  # by (at, kind, id)
-    innovations: tuple[Innovation, ...] = ()  # of the evidence that informs the state, in its order
-    checkpoints: tuple[Checkpoint, ...] = ()
-
-    @property
-    def belief(self) -> Belief:
-        """Belief after the newest evidence."""
-        return self.checkpoints[-1].belief if self.checkpoints else self.prior
-
-
-def start(batch_id: str, process: Process, donor_prior: DonorPrior, filter_name: str = "ukf") -> Batch:
-    """A batch at inoculation. `filter_name` is one of `twin.estimation.filters.FILTERS`; raises ValueError for another."""
-    if filter_name not in FILTERS:
-        raise ValueError(f"unknown filter {filter_name!r}; known: {', '.join(FILTERS)}")
+    A shadow filter takes the same readings beside the main one and decides nothing; how far the two part is health.
+    """
+    for name in (filter_name, *([shadow] if shadow else [])):
+        if name not in FILTERS:
+            raise ValueError(f"unknown filter {name!r}; known: {', '.join(FILTERS)}")
     layout = make_layout(process, donor_prior.names)
-    algorithm = FILTERS[filter_name](BioreactorModel(process, layout), layout.size)
+    model = BioreactorModel(process, layout)
+    algorithm = FILTERS[filter_name](model, layout.size)
+    beside = FILTERS[shadow](model, layout.size) if shadow else None
     prior = initial_belief(process, layout, donor_prior.mean, donor_prior.cov)
-    return Batch(batch_id, process, layout, algorithm, prior, donor_prior)
+    return Batch(batch_id, process, layout, algorithm, prior, donor_prior, begin(process.theta.medium), beside)
 
 
 # --- the three ways in -----------------------------------------------------------------------------------------------
 
 
 def assimilate(batch: Batch, m: Measurement) -> Batch:
-    """Fuse one measurement, late or not. The same fact again changes nothing; a higher version supersedes.
+    """Fuse one measurement, late or not. The same fact again changes nothing; a higher version supersedes or retracts.
 
-    Raises Refused: unknown_channel, out_of_range (NaN included), before_inoculation, from_the_future, bad_sd, conflict
-    (same id and version, other content).
+    Raises Refused: unknown_channel, out_of_range (NaN included), before_inoculation, from_the_future, too_late, bad_sd,
+    conflict (same id and version, other content).
     """
     _admit(m)
-    known = next((k for k in batch.evidence if k.id == m.id), None)
-    if known is not None:
-        if _same(m, known):
-            return batch
-        if m.version < known.version:
-            twin = next((s for s in batch.superseded if (s.id, s.version) == (m.id, m.version)), None)
-            if twin is not None and not _same(m, twin):
-                raise Refused("conflict", f"measurement {m.id!r} version {m.version} is known with other content")
-            return batch if twin is not None else replace(batch, superseded=_ordered(batch.superseded, m, _measured))
-        if m.version == known.version:
+    known = batch.valid.get(m.id)
+    if known is None:
+        return _with_measurement(batch, m)
+    if _same(m, known):
+        return batch
+    if m.version < known.version:
+        twin = next((s for s in batch.superseded if (s.id, s.version) == (m.id, m.version)), None)
+        if twin is not None and not _same(m, twin):
             raise Refused("conflict", f"measurement {m.id!r} version {m.version} is known with other content")
-        batch = _without(batch, known)
-        batch = replace(batch, superseded=_ordered(batch.superseded, known, _measured))
-    position = bisect_left(batch.evidence, _measured(m), key=_measured)
-    evidence = (*batch.evidence[:position], m, *batch.evidence[position:])
-    return _replay(replace(batch, evidence=evidence), position)
+        return batch if twin is not None else replace(batch, superseded=_ordered(batch.superseded, m, _measured))
+    if m.version == known.version:
+        raise Refused("conflict", f"measurement {m.id!r} version {m.version} is known with other content")
+    return _with_measurement(batch, m, instead_of=known)
 
 
 def apply(batch: Batch, c: ControlApplied) -> Batch:
@@ -109,11 +82,12 @@ def apply(batch: Batch, c: ControlApplied) -> Batch:
         )
     if not 0.0 <= c.rate < 1e5 or not 0.0 <= c.at < 1e4:
         raise Refused("out_of_range", f"{c.actuator} rate {c.rate!r} at {c.at!r} d is impossible")
-    if (known := next((k for k in batch.applied if k.id == c.id), None)) is not None:
+    if (known := batch.told.get(f"applied {c.id}")) is not None:
         return _the_same(batch, c, known)
-    unchanged = c.actuator in ACTUATORS and getattr(control_at(batch, c.at), c.actuator) == c.rate
-    told = replace(batch, applied=_ordered(batch.applied, c, _acted))
-    return told if unchanged else _replay_from(told, c.at)
+    told = replace(batch, applied=_ordered(batch.applied, c, _acted), told=batch.told.set(f"applied {c.id}", c))
+    if c.actuator not in ACTUATORS:
+        return told
+    return _driven(told, c)
 
 
 def note(batch: Batch, e: Event) -> Batch:
@@ -121,7 +95,7 @@ def note(batch: Batch, e: Event) -> Batch:
 
     Raises Refused: out_of_range, unknown_field, conflict (same id, other content).
     """
-    if (known := next((k for k in batch.events if k.id == e.id), None)) is not None:
+    if (known := batch.told.get(f"event {e.id}")) is not None:
         return _the_same(batch, e, known)
     if not 0.0 <= e.at < 1e4:
         raise Refused("out_of_range", f"event {e.kind} at {e.at!r} d is impossible")
@@ -133,9 +107,8 @@ def note(batch: Batch, e: Event) -> Batch:
             value = e.detail[name]
             if not isinstance(value, int | float) or not 0.0 <= value < 1e5:
                 raise Refused("out_of_range", f"medium event {e.id!r}: {name} {value!r} must be a number from 0 to 1e5")
-    acts = e.kind in {"medium", "calibration"}
-    noted = replace(batch, events=_ordered(batch.events, e, _happened))
-    return _replay_from(noted, e.at) if acts else noted
+    noted = replace(batch, events=_ordered(batch.events, e, _happened), told=batch.told.set(f"event {e.id}", e))
+    return _driven(noted, e) if e.kind in ("medium", "calibration") else noted
 
 
 # --- the ways out ----------------------------------------------------------------------------------------------------
@@ -144,37 +117,55 @@ def note(batch: Batch, e: Event) -> Batch:
 def believe_at(batch: Batch, t: float) -> Belief:
     """Belief at `t` [d] given the evidence sampled until then: filtered in the past, predicted in the future."""
     count = bisect_right(batch.evidence, t, key=lambda m: m.sampled_at)
-    if count == len(batch.evidence):
-        return _carry(batch, batch.belief, t)
-    point = _last_checkpoint(batch, count)
-    for m in batch.evidence[point.count : count]:
-        point, _ = _absorb(batch, point, m)
-    return _carry(batch, point.belief, t)
+    point = batch.newest
+    if count < len(batch.evidence):
+        point = last_checkpoint(batch, count)
+        for group in instants(batch.evidence[point.count : count]):
+            point, _ = absorb(batch, point, group)
+    return carry(batch, point, t).belief
+
+
+def as_known(batch: Batch, when: float) -> Batch:
+    """The batch as it was known at `when` [d]: results that came later, and later corrections, left out.
+
+    `believe_at(as_known(batch, k), t)` is the belief then, `believe_at(batch, t)` the belief now. What the pumps did and
+    events are taken as known at once.
+    """
+    valid: dict[str, Measurement] = {}
+    for m in (*batch.superseded, *batch.evidence):
+        if m.received_at <= when and (m.id not in valid or valid[m.id].version < m.version):
+            valid[m.id] = m
+    evidence = tuple(sorted((m for m in valid.values() if not m.retracted), key=_measured))
+    alike = next((i for i, (a, b) in enumerate(zip(evidence, batch.evidence, strict=False)) if a != b), len(evidence))
+    at = evidence[alike].sampled_at if alike < len(evidence) else np.inf
+    then = replace(
+        batch,
+        evidence=evidence,
+        superseded=tuple(m for m in batch.superseded if m.received_at <= when and valid[m.id] != m),
+        checkpoints=tuple(c for c in batch.checkpoints if c.count <= alike),
+        valid=Map(valid),
+        revisions=(),
+    )
+    return replay(then, min(alike, bisect_left(evidence, at, key=lambda m: m.sampled_at)))
 
 
 def control_at(batch: Batch, t: float) -> Control:
     """What the pumps do at `t` [d], by their read-backs; zero before the first."""
-    rates = dict.fromkeys(ACTUATORS, 0.0)
-    for c in batch.applied[: bisect_right(batch.applied, t, key=lambda c: c.at)]:
-        if c.actuator in rates:
-            rates[c.actuator] = c.rate
-    return Control(**rates)
+    return batch.course.at(t).control
 
 
 def medium_at(batch: Batch, t: float) -> Medium:
     """Composition of medium and feed in use at `t` [d]."""
-    medium = batch.process.theta.medium
-    for e in batch.events:
-        if e.kind == "medium" and e.at <= t:
-            medium = medium._replace(**{k: float(v) for k, v in e.detail.items() if k != "name"})
-    return medium
+    return batch.course.at(t).medium
 
 
 def perfused(batch: Batch, t: float) -> float:
     """Vessel volumes of medium perfused until `t` [d]."""
-    steps = [(c.at, c.rate) for c in batch.applied if c.actuator == "perfusion" and c.at < t]
-    ends = [*(at for at, _ in steps[1:]), t][: len(steps)]
-    return float(sum(rate * (end - at) for (at, rate), end in zip(steps, ends, strict=True)))
+    total, after = 0.0, 0.0
+    for end, drive, _ in batch.course.spans(0.0, t):
+        total += drive.control.perfusion * (end - after)
+        after = end
+    return float(total)
 
 
 def latest(batch: Batch, now: float) -> dict[str, Reading]:
@@ -186,7 +177,7 @@ def latest(batch: Batch, now: float) -> dict[str, Reading]:
     }
 
 
-# --- rewind and replay -----------------------------------------------------------------------------------------------
+# --- the facts ---------------------------------------------------------------------------------------------------------
 
 
 def _measured(m: Measurement) -> tuple[float, str, str]:
@@ -229,108 +220,51 @@ def _admit(m: Measurement) -> None:
         raise Refused(
             "from_the_future", f"{m.id!r} was sampled at {m.sampled_at!r} d but received at {m.received_at!r} d"
         )
+    if not m.received_at - m.sampled_at <= REPLAY_WINDOW:
+        late = m.received_at - m.sampled_at
+        raise Refused("too_late", f"{m.id!r} came {late:.3g} d after its sample; up to {REPLAY_WINDOW:g} d is replayed")
     if m.sd is not None and not 0.0 < m.sd < 1e6:
         raise Refused("bad_sd", f"{m.id!r}: sd {m.sd!r} must be positive")
 
 
-def _without(batch: Batch, m: Measurement) -> Batch:
-    position = batch.evidence.index(m)
-    kept = tuple(c for c in batch.checkpoints if c.count <= position)
-    shorter = replace(batch, evidence=(*batch.evidence[:position], *batch.evidence[position + 1 :]), checkpoints=kept)
-    return _replay(shorter, position)
+def _with_measurement(batch: Batch, m: Measurement, instead_of: Measurement | None = None) -> Batch:
+    """The batch with a measurement that is new, or the higher version of one that it had."""
+    evidence, superseded, first = batch.evidence, batch.superseded, np.inf
+    if instead_of is not None and not instead_of.retracted:
+        position = evidence.index(instead_of, bisect_left(evidence, _measured(instead_of), key=_measured))
+        evidence = (*evidence[:position], *evidence[position + 1 :])
+        superseded = _ordered(superseded, instead_of, _measured)
+        first = instead_of.sampled_at
+    if m.retracted:
+        superseded = _ordered(superseded, m, _measured)
+    else:
+        position = bisect_left(evidence, _measured(m), key=_measured)
+        evidence = (*evidence[:position], m, *evidence[position:]) if position < len(evidence) else (*evidence, m)
+        first = min(first, m.sampled_at)
+    told = replace(batch, evidence=evidence, superseded=superseded, valid=batch.valid.set(m.id, m))
+    if first == np.inf:
+        return told
+    return revised(batch, replay(told, bisect_left(evidence, first, key=lambda e: e.sampled_at)), m.id, first)
 
 
-def _replay_from(batch: Batch, at: float) -> Batch:
-    """Redo everything sampled at `at` or later: an input or a sensor has changed there."""
-    return _replay(batch, bisect_left(batch.evidence, at, key=lambda m: m.sampled_at))
-
-
-def _last_checkpoint(batch: Batch, count: int) -> Checkpoint:
-    """The newest checkpoint that has seen at most `count` pieces of evidence."""
-    position = bisect_right(batch.checkpoints, count, key=lambda c: c.count)
-    return batch.checkpoints[position - 1] if position else Checkpoint(0, batch.prior)
-
-
-def _replay(batch: Batch, position: int) -> Batch:
-    """Rebuild checkpoints and innovations from evidence[position] on."""
-    if position == len(batch.evidence) and (not batch.checkpoints or batch.checkpoints[-1].count == position):
+def _driven(batch: Batch, fact: ControlApplied | Event) -> Batch:
+    """The batch with its course brought up to date for a pump's rate, a medium or a calibration, and replayed from there."""
+    told = extended(batch.course, fact) if _is_last(batch, fact) else None
+    if told is None:
+        told = course(batch.process.theta.medium, batch.applied, batch.events)
+        told = batch.course if told == batch.course else told
+    if told is batch.course:
         return batch
-    point = _last_checkpoint(batch, position)
-    checkpoints = list(batch.checkpoints[: bisect_right(batch.checkpoints, position, key=lambda c: c.count)])
-    innovations = list(batch.innovations[: point.informed])
-    for m in batch.evidence[point.count :]:
-        point, innovation = _absorb(batch, point, m)
-        checkpoints.append(point)
-        if innovation is not None:
-            innovations.append(innovation)
-    return replace(batch, checkpoints=_thin(checkpoints), innovations=tuple(innovations))
+    after = replace(batch, course=told)
+    position = bisect_left(batch.evidence, fact.at, key=lambda m: m.sampled_at)
+    return revised(batch, replay(after, position), fact.id, fact.at)
 
 
-def _thin(checkpoints: list[Checkpoint]) -> tuple[Checkpoint, ...]:
-    if len(checkpoints) <= 2 * KEEP_ALL:
-        return tuple(checkpoints)
-    old, new = checkpoints[:-KEEP_ALL], checkpoints[-KEEP_ALL:]
-    return (*(c for c in old if c.count % KEEP_EVERY == 0), *new)
-
-
-def _absorb(batch: Batch, point: Checkpoint, m: Measurement) -> tuple[Checkpoint, Innovation | None]:
-    """One piece of evidence into the belief. Channels without a sensor entry are kept but inform nothing."""
-    sensor = batch.process.sensors.get(m.channel)
-    if sensor is None:
-        return replace(point, count=point.count + 1), None
-    scale = CHANNELS[m.channel].scale
-    sd = sensor.sd
-    if m.sd is not None:
-        sd = m.sd / (m.value + CHANNELS[m.channel].limit) if scale == "log" else m.sd
-    belief = _carry(batch, point.belief, m.sampled_at)
-    datum = Datum(m.channel, float(compared(m.channel, m.value)), sd * sd, sensor.gate)
-    streaks = dict(point.streaks)
-    drive = Drive(control_at(batch, m.sampled_at), medium_at(batch, m.sampled_at))
-    belief, innovation = batch.filter.update(belief, datum, drive, streaks.pop(m.channel, 0))
-    rejections = 0 if innovation.accepted else dict(point.streaks).get(m.channel, 0) + 1
-    if 0 < rejections < STREAK:
-        streaks[m.channel] = rejections
-    return Checkpoint(point.count + 1, belief, tuple(sorted(streaks.items())), point.informed + 1), innovation
-
-
-def _carry(batch: Batch, belief: Belief, until: float) -> Belief:
-    """Predict to `until`, stopping wherever an input changes or a sensor is calibrated."""
-    if until <= belief.time:
-        return belief
-    for at in _breaks(batch, belief.time, until):
-        drive = Drive(control_at(batch, belief.time), medium_at(batch, belief.time))
-        belief = batch.filter.predict(belief, drive, at)
-        for e in batch.events:
-            if e.kind == "calibration" and e.at == at:
-                belief = _calibrated(batch, belief, str(e.detail.get("channel", "")))
-    return belief
-
-
-def _breaks(batch: Batch, after: float, until: float) -> list[float]:
-    """Instants in (after, until] at which prediction must stop; `until` is the last."""
-    first = bisect_right(batch.applied, after, key=lambda c: c.at)
-    last = bisect_left(batch.applied, until, key=lambda c: c.at)
-    times = {until}
-    control = control_at(batch, after) if first < last else None
-    for c in batch.applied[first:last]:
-        now = control_at(batch, c.at)
-        if now != control:
-            times.add(c.at)
-            control = now
-    times.update(e.at for e in batch.events if e.kind in {"medium", "calibration"} and after < e.at < until)
-    return sorted(times)
-
-
-def _calibrated(batch: Batch, belief: Belief, channel: str) -> Belief:
-    """Forget a sensor's learnt error: it has been calibrated. An unknown channel changes nothing."""
-    sensor = batch.process.sensors.get(channel)
-    if sensor is None or sensor.error is None:
-        return belief
-    i = batch.layout.index(sensor.error.name)
-    mean, cov = belief.mean.copy(), belief.cov.copy()
-    mean[i], cov[i, :], cov[:, i] = 0.0, 0.0, 0.0
-    cov[i, i] = sensor.error.sd**2
-    return Belief(belief.time, mean, cov)
+def _is_last(batch: Batch, fact: ControlApplied | Event) -> bool:
+    """Whether a fact, already in its place, comes after all others that make the course."""
+    if isinstance(fact, Event):
+        return batch.events[-1] is fact and (not batch.applied or batch.applied[-1].at <= fact.at)
+    return batch.applied[-1] is fact and (not batch.events or batch.events[-1].at < fact.at)
 
 
 def nis(batch: Batch, newest: int = 50) -> Mapping[str, float]:

@@ -82,6 +82,7 @@ class _Sensor(_Strict):
     gate: float = Field(gt=0)
     stale_after: float = Field(gt=0)
     error: _SensorError | None = None
+    kind: Literal["probe", "laboratory"] = "laboratory"
     source: str
 
 
@@ -234,7 +235,14 @@ def load_sensors(name: str) -> Mapping[str, Sensor]:
         raise ConfigError(f"{path}: unknown channels {unknown}; known: {', '.join(CHANNELS)}")
     return {
         k: Sensor(
-            k, s.unit, s.sd, s.gate, s.stale_after, SensorError(**s.error.model_dump()) if s.error else None, s.source
+            k,
+            s.unit,
+            s.sd,
+            s.gate,
+            s.stale_after,
+            SensorError(**s.error.model_dump()) if s.error else None,
+            s.source,
+            s.kind,
         )
         for k in CHANNELS
         if (s := entries.get(k)) is not None

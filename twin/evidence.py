@@ -26,6 +26,8 @@ class Measurement:
     received_at: float  # when we learnt the value [d since inoculation]
     sd: float | None = None  # standard deviation in the channel's unit; None: the sensor's default
     version: int = 1  # a higher version of the same id supersedes
+    retracted: bool = False  # this version says that the value is void: it is kept and informs nothing
+    confirmed: bool = False  # a human stands by the value: it is taken in whatever the gates say
 
 
 @dataclass(frozen=True, slots=True)

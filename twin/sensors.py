@@ -18,6 +18,7 @@ from twin.kinetics import Scalar
 
 AIR_SATURATION = 0.21  # mM O2 in culture medium at 37 degC: 100 % DO
 CAPACITANCE = 0.5  # pF/cm per 1e6 viable cells/mL at nominal cell size (Konakovsky 2015, order of)
+DYING = 0.4  # share of a viable cell's capacitance that a dead intact one still shows (over-reading in decline, ibid.)
 
 Scale = Literal["log", "linear"]
 Observe = Callable[[State, Physiology, Scalar], Scalar]
@@ -42,6 +43,9 @@ class Sensor:
     stale_after: float  # age [d] beyond which the channel counts as lost
     error: SensorError | None
     source: str
+    kind: Literal["probe", "laboratory"] = (
+        "laboratory"  # a probe may stick or drift unseen; a laboratory result is drawn by hand
+    )
 
 
 class Channel(NamedTuple):
@@ -70,11 +74,13 @@ CHANNELS: Mapping[str, Channel] = {
     "cytokine": _plain("cytokine", 1.0, 1e5),
     "car_fraction": Channel("linear", lambda x, p, e: x.car_fraction, 0.0, 0.0, 1.0),
     "exhausted_fraction": Channel("linear", lambda x, p, e: x.exhausted, 0.0, 0.0, 1.0),
-    "capacitance": Channel("log", lambda x, p, e: CAPACITANCE * x.viable * np.exp(e), 5e-3, 0.0, 500.0),
+    "capacitance": Channel(
+        "log", lambda x, p, e: CAPACITANCE * (x.viable + DYING * x.dead) * np.exp(e), 5e-3, 0.0, 500.0
+    ),
     "raman_glucose": Channel("linear", lambda x, p, e: x.glucose + e, 0.0, -20.0, 600.0),
     "raman_lactate": Channel("linear", lambda x, p, e: x.lactate + e, 0.0, -20.0, 300.0),
     "ph": Channel("linear", lambda x, p, e: p.gas.ph + e, 0.0, 5.0, 9.0),
-    "do": Channel("linear", lambda x, p, e: 100.0 * p.gas.oxygen / AIR_SATURATION, 0.0, 0.0, 500.0),
+    "do": Channel("linear", lambda x, p, e: 100.0 * p.gas.oxygen / AIR_SATURATION + e, 0.0, 0.0, 500.0),
     "oxygen_uptake": Channel("log", lambda x, p, e: p.gas.our / 24.0 * np.exp(e), 1e-3, 0.0, 100.0),
     "weight": Channel("log", lambda x, p, e: x.volume, 1e-6, 0.0, 1e5),
 }

@@ -21,7 +21,7 @@ from twin.batch import Batch, apply, assimilate, start
 from twin.bioreactor import Kinetics
 from twin.donors.prior import DonorPrior, preset_prior
 from twin.estimation.belief import N_STATE
-from twin.estimation.filters import Innovation
+from twin.estimation.screen import Innovation
 from twin.evidence import Measurement
 from twin.process import Process
 from twin.records import RecordedBatch

@@ -11,11 +11,9 @@ from scipy.stats import norm
 
 from twin.backtest.learn import Counting, Learnt, effective, learn, passes
 from twin.backtest.steps import Step, expected_increment, mean_increments, on_scale, rmse, scored_channels, steps
-from twin.batch import Batch, apply, assimilate, believe_at, control_at, medium_at, start
+from twin.batch import Batch, apply, assimilate, believe_at, start
 from twin.donors.prior import DonorPrior
 from twin.estimation.belief import Z90, Belief
-from twin.estimation.filters import Datum
-from twin.estimation.model import Drive
 from twin.process import Process
 from twin.records import RecordedBatch
 from twin.sensors import CHANNELS
@@ -213,10 +211,9 @@ def _forecast(
 
 
 def _reading(batch: Batch, counting: Counting, belief: Belief, channel: str) -> tuple[float, float]:
-    """Mean and standard deviation of a reading to come, from the filter's own innovation for a reading of 0."""
-    drive = Drive(control_at(batch, belief.time), medium_at(batch, belief.time))
-    _, innovation = batch.filter.update(belief, Datum(channel, 0.0, 0.0, float("inf")), drive, 0)
-    mean = -innovation.residual  # of ln (reading + limit) on the log scale
+    """Mean and standard deviation of a reading to come."""
+    ahead = batch.filter.look(belief, (channel,), batch.course.at(belief.time))
+    mean, variance = float(ahead.mean[-1]), float(ahead.cov[-1, -1])  # of ln (reading + limit) on the log scale
     if CHANNELS[channel].scale == "log":
         mean = on_scale(channel, float(np.exp(mean)) - CHANNELS[channel].limit)
     noise = (
@@ -224,7 +221,7 @@ def _reading(batch: Batch, counting: Counting, belief: Belief, channel: str) -> 
         if channel == "viable_density"
         else batch.process.sensors[channel].sd ** 2
     )
-    return mean, float(np.sqrt(innovation.s + noise))
+    return mean, float(np.sqrt(variance + noise))
 
 
 def _score(channel: str, predictions: Sequence[Prediction]) -> ChannelScore | None:

@@ -44,6 +44,11 @@ class Belief:
     time: float  # [d since inoculation]
     mean: Float[np.ndarray, " n"]
     cov: Float[np.ndarray, "n n"]
+    repairs: int = 0  # times the covariance lost definiteness on the way here and was repaired
+
+    def repaired(self) -> Belief:
+        """The same belief, one repair richer."""
+        return Belief(self.time, self.mean, self.cov, self.repairs + 1)
 
     def __eq__(self, other: object) -> bool:
         """Bitwise equality: what arrival-order independence and replay are held to."""

@@ -1,16 +1,18 @@
 """Recursive Gaussian estimation as pure functions on a frozen Belief: one interface, two algorithms.
 
-`ukf` uses filterpy's unscented machinery (Merwe sigma points, unscented transform); `ekf` uses CasADi's Jacobians.
-filterpy's filter objects are not used: a second `update` at one instant would reuse the prior's sigma points, and NaN
-would poison them silently. Here sigma points are redrawn before every update and a reading is one scalar.
+A filter does two things: `predict` carries a belief in time, `look` says what sensors would read at it. What is done
+with a reading (gate, quarantine, conditioning) is the same for every filter and lives in `twin.estimation.screen`.
 
-Symbols (Sarkka, Bayesian Filtering and Smoothing, 2013): m mean, P covariance, Q process noise, R measurement noise,
-S innovation covariance, K gain, NIS = residual^2/S.
+`ukf` uses filterpy's unscented machinery (weights of Merwe's scaled points, unscented transform); `ekf` uses CasADi's
+Jacobians. filterpy's filter objects are not used: a second `update` at one instant would reuse the prior's sigma
+points, and NaN would poison them silently.
+
+Symbols (Sarkka, Bayesian Filtering and Smoothing, 2013): m mean, P covariance, Q process noise, S innovation covariance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,29 +25,12 @@ from twin.estimation.belief import Belief
 Vector = Float[np.ndarray, " n"]
 Matrix = Float[np.ndarray, "n n"]
 
-STREAK = 3
-"""With so many rejections of one channel in a row the belief is widened and the reading taken; then counting starts anew."""
-INFLATE = 9.0
 
+class Outlook(NamedTuple):
+    """Coordinates and the readings of some channels (noise apart) as one joint Gaussian, coordinates first."""
 
-class Datum(NamedTuple):
-    """One scalar reading on the scale where its noise is Gaussian."""
-
-    channel: str
-    y: float
-    r: float  # variance of the noise
-    gate: float  # in standard deviations of the innovation
-
-
-class Innovation(NamedTuple):
-    """What one reading said against what was expected of it."""
-
-    time: float  # [d]
-    channel: str
-    residual: float  # on the compared scale of the channel
-    s: float  # its variance under the model
-    nis: float
-    accepted: bool
+    mean: Float[np.ndarray, " n+k"]
+    cov: Float[np.ndarray, "n+k n+k"]
 
 
 class StateSpace(Protocol):
@@ -63,16 +48,12 @@ class StateSpace(Protocol):
         """Covariance Q gathered over `span` days."""
         ...
 
-    def doubted(self, channel: str) -> Vector:
-        """Which coordinates (1 or 0) a reading of `channel` puts in doubt when it contradicts them persistently."""
+    def observe(self, points: np.ndarray, channels: Sequence[str], drive: Any) -> Float[np.ndarray, "k m"]:
+        """Predicted readings of `channels` at points [n, m], on their compared scales."""
         ...
 
-    def observe(self, points: np.ndarray, channel: str, drive: Any) -> np.ndarray:
-        """Predicted readings [m] at points [n, m], on the compared scale."""
-        ...
-
-    def observe_jacobian(self, mean: Vector, channel: str, drive: Any) -> tuple[float, Vector]:
-        """The same for one point, with its gradient."""
+    def observe_jacobian(self, mean: Vector, channels: Sequence[str], drive: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The same for one point, [k], with the gradients [k, n]."""
         ...
 
 
@@ -81,114 +62,99 @@ class Filter(NamedTuple):
 
     name: str
     predict: Callable[[Belief, Any, float], Belief]  # (belief, drive, until [d])
-    update: Callable[[Belief, Datum, Any, int], tuple[Belief, Innovation]]  # (belief, datum, drive, streak)
+    look: Callable[[Belief, Sequence[str], Any], Outlook]  # (belief, channels, drive)
+    transit: Callable[[Belief, Any, float], tuple[Belief, Matrix]]
+    """As `predict`, with the covariance [n, n] of the coordinates before (rows) and after (columns): for smoothing."""
 
 
 def symmetric(cov: Matrix) -> Matrix:
     return (cov + cov.T) / 2.0
 
 
-def root(cov: Matrix) -> Matrix:
-    """Upper Cholesky factor, as filterpy wants it; a covariance that lost definiteness is repaired by its eigenvalues.
+def root(cov: Matrix) -> tuple[Matrix, bool]:
+    """Upper Cholesky factor, and whether the covariance had lost definiteness and was repaired by its eigenvalues.
 
     A covariance that is not finite gives NaN: the belief says so itself (`Belief.finite`), and every gate stays shut.
     """
+    factor, info = linalg.lapack.dpotrf(cov, lower=False, clean=True)  # pyright: ignore[reportAttributeAccessIssue]
+    if info == 0 and np.isfinite(factor[-1, -1]):
+        return factor, False
     if not np.isfinite(cov).all():
-        return np.full_like(cov, np.nan)
-    try:
-        return linalg.cholesky(cov, check_finite=False)
-    except linalg.LinAlgError:
-        values, vectors = linalg.eigh(symmetric(cov))
-        floor = max(float(values[-1]), 1e-12) * 1e-12
-        return linalg.cholesky(symmetric((vectors * np.maximum(values, floor)) @ vectors.T), check_finite=False)
-
-
-def _condition(
-    belief: Belief, datum: Datum, predicted: float, variance: float, cross: Vector
-) -> tuple[Belief, Innovation]:
-    """Gaussian conditioning on one scalar, behind the gate.
-
-    `variance` is that of the prediction without noise, `cross` its covariance with the coordinates. The gate is written
-    to accept, so that NaN is rejected.
-    """
-    residual = datum.y - predicted
-    s = variance + datum.r
-    nis = residual * residual / s
-    accepted = bool(nis <= datum.gate * datum.gate)
-    innovation = Innovation(belief.time, datum.channel, float(residual), float(s), float(nis), accepted)
-    if not accepted:
-        return belief, innovation
-    gain = cross / s
-    return Belief(
-        belief.time, belief.mean + gain * residual, symmetric(belief.cov - np.outer(gain, gain) * s)
-    ), innovation
-
-
-Look = Callable[[Belief], tuple[float, float, Vector]]
-"""Prediction of a reading at a belief: its mean, its variance without noise, its covariance with the coordinates."""
-
-
-def _update(model: StateSpace, belief: Belief, datum: Datum, look: Look, streak: int) -> tuple[Belief, Innovation]:
-    """Condition behind the gate; at the `STREAK`-th rejection in a row the belief is widened and the reading taken in.
-
-    The widening is of rank one, along what the reading depends on (its covariance with the doubted coordinates): the
-    predicted variance grows up to `INFLATE`-fold, and nothing that the reading does not speak of is touched.
-    """
-    updated, innovation = _condition(belief, datum, *look(belief))
-    if innovation.accepted or streak + 1 < STREAK or not np.isfinite(innovation.nis):
-        return updated, innovation
-    _, variance, cross = look(belief)
-    doubt = cross * model.doubted(datum.channel)
-    wide = belief.cov + (INFLATE - 1.0) / max(variance, 1e-300) * np.outer(doubt, doubt)
-    widened = Belief(belief.time, belief.mean, wide)
-    return _condition(widened, datum._replace(gate=np.inf), *look(widened))[0], innovation
+        return np.full_like(cov, np.nan), True
+    values, vectors = linalg.eigh(symmetric(cov))
+    floor = max(float(values[-1]), 1e-12) * 1e-12
+    return linalg.cholesky(symmetric((vectors * np.maximum(values, floor)) @ vectors.T), check_finite=False), True
 
 
 def ukf(model: StateSpace, size: int) -> Filter:
     """Unscented filter over `size` coordinates: alpha 1, beta 2, kappa 3-n (spread sqrt(3) in every direction)."""
-    sigma = MerweScaledSigmaPoints(size, alpha=1.0, beta=2.0, kappa=3.0 - size, sqrt_method=root)
+    weights = MerweScaledSigmaPoints(size, alpha=1.0, beta=2.0, kappa=3.0 - size)
+    wm, wc = np.asarray(weights.Wm, dtype=float), np.asarray(weights.Wc, dtype=float)
+    spread = np.sqrt(3.0)  # sqrt(alpha^2 (n + kappa))
+
+    def sigma_points(belief: Belief) -> tuple[np.ndarray, Belief]:
+        """Points [n, 2n+1] as filterpy draws them (centre, +, -), and the belief with its repairs counted."""
+        factor, repaired = root(belief.cov)
+        offsets = spread * factor.T
+        mean = belief.mean[:, None]
+        points = np.concatenate([mean, mean + offsets, mean - offsets], axis=1)
+        return points, belief.repaired() if repaired else belief
+
+    def transit(belief: Belief, drive: Any, until: float) -> tuple[Belief, Matrix]:
+        span = until - belief.time
+        points, counted = sigma_points(belief)
+        pushed = model.advance(points, drive, span)
+        mean, cov = unscented_transform(pushed.T, wm, wc, model.process_noise(belief, span))
+        cross = ((points - belief.mean[:, None]) * wc) @ (pushed - mean[:, None]).T
+        return Belief(until, mean, symmetric(cov), counted.repairs), cross
 
     def predict(belief: Belief, drive: Any, until: float) -> Belief:
         span = until - belief.time
         if span <= 0.0:
             return belief
-        points = sigma.sigma_points(belief.mean, belief.cov)
-        pushed = model.advance(points.T, drive, span).T
-        mean, cov = unscented_transform(pushed, sigma.Wm, sigma.Wc, model.process_noise(belief, span))
-        return Belief(until, mean, symmetric(cov))
+        points, counted = sigma_points(belief)
+        pushed = model.advance(points, drive, span)
+        mean, cov = unscented_transform(pushed.T, wm, wc, model.process_noise(belief, span))
+        return Belief(until, mean, symmetric(cov), counted.repairs)
 
-    def update(belief: Belief, datum: Datum, drive: Any, streak: int = 0) -> tuple[Belief, Innovation]:
-        def look(at: Belief) -> tuple[float, float, Vector]:
-            points = sigma.sigma_points(at.mean, at.cov)
-            z = model.observe(points.T, datum.channel, drive)
-            predicted = float(sigma.Wm @ z)
-            dz = z - predicted
-            return predicted, max(float(sigma.Wc @ (dz * dz)), 0.0), (points - at.mean).T @ (sigma.Wc * dz)
+    def look(belief: Belief, channels: Sequence[str], drive: Any) -> Outlook:
+        points, _ = sigma_points(belief)
+        z = model.observe(points, channels, drive)
+        centre = z @ wm
+        dz = z - centre[:, None]
+        weighted = dz * wc
+        return _joint(belief, centre, weighted @ dz.T, (points - belief.mean[:, None]) @ weighted.T)
 
-        return _update(model, belief, datum, look, streak)
-
-    return Filter("ukf", predict, update)
+    return Filter("ukf", predict, look, transit)
 
 
 def ekf(model: StateSpace, size: int) -> Filter:
     """Extended filter over `size` coordinates, linearised at the mean by automatic differentiation."""
 
-    def predict(belief: Belief, drive: Any, until: float) -> Belief:
+    def transit(belief: Belief, drive: Any, until: float) -> tuple[Belief, Matrix]:
         span = until - belief.time
-        if span <= 0.0:
-            return belief
         mean, jacobian = model.advance_jacobian(belief.mean, drive, span)
-        return Belief(until, mean, symmetric(jacobian @ belief.cov @ jacobian.T + model.process_noise(belief, span)))
+        cross = belief.cov @ jacobian.T
+        cov = symmetric(jacobian @ cross + model.process_noise(belief, span))
+        return Belief(until, mean, cov, belief.repairs), cross
 
-    def update(belief: Belief, datum: Datum, drive: Any, streak: int = 0) -> tuple[Belief, Innovation]:
-        def look(at: Belief) -> tuple[float, float, Vector]:
-            predicted, gradient = model.observe_jacobian(at.mean, datum.channel, drive)
-            cross = at.cov @ gradient
-            return predicted, float(gradient @ cross), cross
+    def predict(belief: Belief, drive: Any, until: float) -> Belief:
+        return transit(belief, drive, until)[0] if until > belief.time else belief
 
-        return _update(model, belief, datum, look, streak)
+    def look(belief: Belief, channels: Sequence[str], drive: Any) -> Outlook:
+        z, gradients = model.observe_jacobian(belief.mean, channels, drive)
+        cross = belief.cov @ gradients.T
+        return _joint(belief, z, gradients @ cross, cross)
 
-    return Filter("ekf", predict, update)
+    return Filter("ekf", predict, look, transit)
+
+
+def _joint(belief: Belief, z: np.ndarray, zz: np.ndarray, cross: np.ndarray) -> Outlook:
+    n, k = belief.mean.size, z.size
+    cov = np.empty((n + k, n + k))
+    cov[:n, :n], cov[:n, n:], cov[n:, :n], cov[n:, n:] = belief.cov, cross, cross.T, zz
+    cov[range(n, n + k), range(n, n + k)] = np.maximum(np.diagonal(zz), 0.0)
+    return Outlook(np.concatenate([belief.mean, z]), cov)
 
 
 FILTERS: dict[str, Callable[[StateSpace, int], Filter]] = {"ukf": ukf, "ekf": ekf}

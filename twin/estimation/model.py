@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import casadi as ca
 import numpy as np
 from jaxtyping import Float
 
 from twin.bioreactor import (
-    Control,
     Coordinates,
     Kinetics,
     Medium,
@@ -21,19 +21,13 @@ from twin.bioreactor import (
     to_coordinates,
 )
 from twin.estimation.belief import N_STATE, Belief, Layout, split
+from twin.inputs import Drive
 from twin.integrate import FLOOR, STEP, substeps
 from twin.process import Process
 from twin.sensors import CHANNELS, compared
 from twin.transition import N_CELL, advance_many, flat, jacobian_function, symbols
 
 GAS_CHANNELS = frozenset({"ph", "do", "oxygen_uptake"})
-
-
-class Drive(NamedTuple):
-    """The inputs in force over a span: what the pumps do, and what the medium bag holds."""
-
-    control: Control
-    medium: Medium
 
 
 def make_layout(process: Process, parameters: tuple[str, ...]) -> Layout:
@@ -49,9 +43,8 @@ class BioreactorModel:
         self._advance = advance_many()
         self._theta = flat(process.theta)
         self._rows = np.array([Kinetics._fields.index(n) for n in layout.parameters], dtype=int)
-        self._error = {
-            s.channel: layout.index(s.error.name) for s in process.sensors.values() if s.error is not None
-        }  # fmt: skip
+        with_error = [s for s in process.sensors.values() if s.error is not None]
+        self._error = {s.channel: layout.errors.index(s.error.name) for s in with_error if s.error is not None}
         walks = [s.error.walk for s in process.sensors.values() if s.error is not None]
         rates_of_spread = [*process.noise, *[process.parameter_walk] * len(layout.parameters), *walks]
         self._q = np.diag(np.square(np.array(rates_of_spread, dtype=float)))
@@ -88,38 +81,35 @@ class BioreactorModel:
     def process_noise(self, belief: Belief, span: float) -> np.ndarray:
         return self._q * span
 
-    def doubted(self, channel: str) -> np.ndarray:
-        """A probe with an error of its own puts that in doubt; a laboratory method the state; neither the donor's parameters.
-
-        A probe that disagrees persistently has drifted further, or failed: its error is let go, so that no single probe can
-        carry the culture away. A laboratory method that disagrees says that the culture is elsewhere.
-        """
-        mask = np.zeros(self.layout.size)
-        index = self._error.get(channel)
-        mask[slice(N_STATE) if index is None else index] = 1.0
-        return mask
-
-    def observe(self, points: np.ndarray, channel: str, drive: Drive) -> np.ndarray:
-        state, cell, _ = split(points, self.layout, self.process.theta.cell)
-        index = self._error.get(channel)
-        error = 0.0 if index is None else points[index]
+    def observe(self, points: np.ndarray, channels: Sequence[str], drive: Drive) -> np.ndarray:
+        state, cell, errors = split(points, self.layout, self.process.theta.cell)
         phys: Any = None
-        if channel in GAS_CHANNELS:
+        if not GAS_CHANNELS.isdisjoint(channels):
             phys = physiology(state, Theta(cell, self.process.theta.vessel, drive.medium))
-        return compared(channel, CHANNELS[channel].observe(state, phys, error))
+        z = np.empty((len(channels), points.shape[1]))
+        for row, channel in enumerate(channels):
+            error = errors[self._error[channel]] if channel in self._error else 0.0
+            z[row] = compared(channel, CHANNELS[channel].observe(state, phys, error))
+        return z
 
-    def observe_jacobian(self, mean: np.ndarray, channel: str, drive: Drive) -> tuple[float, np.ndarray]:
+    def observe_jacobian(
+        self, mean: np.ndarray, channels: Sequence[str], drive: Drive
+    ) -> tuple[np.ndarray, np.ndarray]:
         theta = self.theta_columns(mean[:, None], drive.medium)[:, 0]
-        index = self._error.get(channel)
-        error = 0.0 if index is None else float(mean[index])
         x = _physical(mean[:N_STATE])
-        value, by_x, by_theta, by_error = (np.asarray(a) for a in _observer(channel)(x, theta, error))
-        gradient = np.zeros(mean.size)
-        gradient[:N_STATE] = by_x.ravel() @ _physical_by_logarithms(x)
-        gradient[N_STATE : self.layout.error_start] = by_theta.ravel()[self._rows] * theta[:N_CELL][self._rows]
-        if index is not None:
-            gradient[index] = float(by_error.ravel()[0])
-        return float(value.ravel()[0]), gradient
+        by_logarithms = _physical_by_logarithms(x)
+        parameters, start = theta[:N_CELL][self._rows], self.layout.error_start
+        z, gradients = np.empty(len(channels)), np.zeros((len(channels), mean.size))
+        for row, channel in enumerate(channels):
+            index = start + self._error[channel] if channel in self._error else None
+            error = 0.0 if index is None else float(mean[index])
+            value, by_x, by_theta, by_error = (np.asarray(a).ravel() for a in _observer(channel)(x, theta, error))
+            z[row] = value[0]
+            gradients[row, :N_STATE] = by_x @ by_logarithms
+            gradients[row, N_STATE:start] = by_theta[self._rows] * parameters
+            if index is not None:
+                gradients[row, index] = by_error[0]
+        return z, gradients
 
 
 def _physical(logarithms: np.ndarray) -> np.ndarray:

@@ -1,14 +1,17 @@
-"""The filters against the dumbest textbook Kalman filter, and their behaviour at the gate."""
+"""The filters against the dumbest textbook Kalman filter."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from filterpy.kalman import MerweScaledSigmaPoints, unscented_transform
 
 from twin.estimation.belief import Belief
-from twin.estimation.filters import FILTERS, STREAK, Datum, Filter, root
+from twin.estimation.filters import FILTERS, Filter, root
+from twin.estimation.screen import condition
 
 A = np.array([[0.95, 0.10, 0.0, 0.0], [-0.05, 0.90, 0.2, 0.0], [0.0, 0.0, 0.99, 0.05], [0.0, 0.0, 0.0, 1.0]])
 B = np.array([0.3, -0.1, 0.0, 0.0])
@@ -29,14 +32,12 @@ class Linear:
     def process_noise(self, belief: Belief, span: float) -> np.ndarray:
         return Q * span
 
-    def doubted(self, channel: str) -> np.ndarray:
-        return np.ones(4)
+    def observe(self, points: np.ndarray, channels: Sequence[str], drive: Any) -> np.ndarray:
+        return np.array([H[c] @ points for c in channels])
 
-    def observe(self, points: np.ndarray, channel: str, drive: Any) -> np.ndarray:
-        return H[channel] @ points
-
-    def observe_jacobian(self, mean: np.ndarray, channel: str, drive: Any) -> tuple[float, np.ndarray]:
-        return float(H[channel] @ mean), H[channel]
+    def observe_jacobian(self, mean: np.ndarray, channels: Sequence[str], drive: Any) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.array([H[c] for c in channels])
+        return rows @ mean, rows
 
 
 def textbook(
@@ -57,9 +58,11 @@ def textbook(
 def run(algorithm: Filter, belief: Belief, steps: list[tuple[float, dict[str, float], float]]) -> Belief:
     for k, (drive, readings, r) in enumerate(steps):
         belief = algorithm.predict(belief, drive, float(k + 1))
-        for channel, y in readings.items():
-            belief, innovation = algorithm.update(belief, Datum(channel, y, r, 1e9), drive, 0)
-            assert innovation.accepted
+        if readings:
+            joint = algorithm.look(belief, tuple(readings), drive)
+            for row, y in enumerate(readings.values(), start=4):
+                joint = condition(joint, row, y, r)
+            belief = Belief(belief.time, joint.mean[:4], joint.cov[:4, :4])
     return belief
 
 
@@ -77,29 +80,40 @@ def test_filter_equals_the_textbook_on_a_linear_model_with_several_sensors_at_on
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_an_outlier_is_rejected_and_leaves_the_belief_untouched(name: str) -> None:
-    algorithm, prior = FILTERS[name](Linear(), 4), Belief(0.0, np.zeros(4), np.eye(4))
-    for bad in (1e3, np.inf, -np.inf, np.nan):
-        after, innovation = algorithm.update(prior, Datum("a", bad, 0.1, 5.0), 0.0, 0)
-        assert not innovation.accepted
-        assert after == prior
+def test_transit_is_predict_with_the_covariance_between_before_and_after(name: str) -> None:
+    rng = np.random.default_rng(8)
+    factor = rng.normal(size=(4, 4))
+    prior = Belief(0.0, rng.normal(size=4), factor @ factor.T + 0.1 * np.eye(4))
+    algorithm = FILTERS[name](Linear(), 4)
+    after, cross = algorithm.transit(prior, 0.7, 1.0)
+    assert after == algorithm.predict(prior, 0.7, 1.0)
+    np.testing.assert_allclose(cross, prior.cov @ A.T, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", FILTERS)
-def test_a_streak_of_rejections_widens_and_accepts_but_never_a_nan(name: str) -> None:
-    algorithm, prior = FILTERS[name](Linear(), 4), Belief(0.0, np.zeros(4), np.eye(4))
-    widened, innovation = algorithm.update(prior, Datum("a", 20.0, 0.1, 5.0), 0.0, STREAK - 1)
-    assert not innovation.accepted
-    assert widened.mean[0] > 15.0
-    assert widened.cov[0, 0] < 0.11  # the reading was taken in
-    assert widened.cov[1, 1] == 1.0  # what it does not speak of is as it was
-    same, _ = algorithm.update(prior, Datum("a", np.nan, 0.1, 5.0), 0.0, STREAK + 5)
-    assert same == prior
+def test_sigma_points_are_those_of_the_library() -> None:
+    """The unscented moments of a curved function, by filterpy's own points and by ours."""
+    rng = np.random.default_rng(5)
+    factor = rng.normal(size=(4, 4))
+    belief = Belief(0.0, rng.normal(size=4), factor @ factor.T + 0.1 * np.eye(4))
+
+    class Curved(Linear):
+        def observe(self, points: np.ndarray, channels: Sequence[str], drive: Any) -> np.ndarray:
+            return np.array([np.exp(0.3 * points[0]) + points[1] ** 2])
+
+    joint = FILTERS["ukf"](Curved(), 4).look(belief, ("a",), 0.0)
+    sigma = MerweScaledSigmaPoints(4, alpha=1.0, beta=2.0, kappa=-1.0)
+    points = sigma.sigma_points(belief.mean, belief.cov)
+    z = np.exp(0.3 * points[:, 0]) + points[:, 1] ** 2
+    mean, cov = unscented_transform(z[:, None], sigma.Wm, sigma.Wc)
+    np.testing.assert_allclose([joint.mean[-1], joint.cov[-1, -1]], [mean[0], cov[0, 0]], rtol=1e-12)
+    cross = ((points - belief.mean).T * sigma.Wc) @ (z - mean[0])
+    np.testing.assert_allclose(joint.cov[:4, -1], cross, rtol=0, atol=1e-12)
 
 
 def test_a_covariance_that_lost_definiteness_is_repaired() -> None:
     broken = np.diag([1.0, 1.0, -1e-9])
-    factor = root(broken)
+    factor, repaired = root(broken)
+    assert repaired
     np.testing.assert_allclose(factor.T @ factor, np.diag([1.0, 1.0, 0.0]), atol=1e-6)
 
 

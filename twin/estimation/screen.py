@@ -1,0 +1,290 @@
+"""What becomes of a reading: taken in, held back, or held against the belief. Pure; the memory is a `Watch` a channel.
+
+Every reading meets, in this order:
+
+1. **stuck**: a probe whose value repeats to the last digit `STUCK` times is quarantined;
+2. **unit slip**: another unit would explain it far better (`twin.estimation.slips`): held back, the unit is proposed;
+3. **quarantine**: a quarantined channel is only watched, until `RETURN` readings in a row fit within `FIT_AGAIN`;
+4. **gate**: taken in when ``|innovation| <= gate sqrt(S)``; their ratio is published as the test ratio;
+5. **who is wrong**, after rejections: channels that contradict the belief *in one direction* say that the state is wrong,
+   and the belief is widened along what they speak of. A channel alone is wrong itself, and is quarantined: a probe at
+   once, a laboratory method only when two other channels that speak of the same thing contradict it, else the
+   laboratory is believed.
+
+Directions and "the same thing" are read off the belief's own joint prediction of the readings, so that a probe whose
+gain is unknown testifies to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from twin.estimation.belief import Belief, Layout
+from twin.estimation.filters import Filter, Outlook, symmetric
+from twin.estimation.slips import likely_slip
+from twin.sensors import Sensor, SensorError
+
+Verdict = Literal["accepted", "widened", "rejected", "unit_slip", "quarantined"]
+Why = Literal["", "stuck", "unit_slip", "contradicted", "drift"]
+
+STREAK = 3
+"""So many rejections decide between a wrong state and a wrong sensor."""
+INFLATE = 9.0
+"""The predicted variance of the contradicting reading grows by this factor when the state is held wrong."""
+STUCK = 6
+RETURN = {"probe": 6, "laboratory": 2}
+FIT_AGAIN = 3.0
+ALLY, WITNESS = 0.3, 0.5
+"""Least correlation of two predicted readings for one channel to support, or to contradict, another."""
+SLACK = 1.0
+"""CUSUM allowance in standard deviations."""
+RECENT = {"probe": 0.25, "laboratory": 2.0}
+"""Age [d] up to which a channel's last word counts."""
+
+
+class Datum(NamedTuple):
+    """One scalar reading, and what is known of its channel."""
+
+    sensor: Sensor
+    value: float  # in the canonical unit
+    y: float  # on the compared scale, where its noise is Gaussian
+    r: float  # variance of the noise there
+    confirmed: bool = False  # a human has looked at it: no slip, no gate, no quarantine
+
+
+class Innovation(NamedTuple):
+    """What one reading said against what was expected of it, and what became of it."""
+
+    time: float  # [d]
+    channel: str
+    residual: float  # on the compared scale of the channel
+    s: float  # its variance under the model
+    nis: float
+    ratio: float  # |residual| over its gate: above 1 the reading is not believed
+    verdict: Verdict
+    detail: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the gate let it pass (a widened belief took it in, but contradicted it)."""
+        return self.verdict == "accepted"
+
+
+class Enacted(NamedTuple):
+    """What was done to the belief about one reading."""
+
+    verdict: Verdict
+    let_go: bool  # the sensor's own error was let go
+
+
+class Watch(NamedTuple):
+    """What is remembered of a channel between readings."""
+
+    streak: int = 0  # rejections in a row
+    since: float = np.inf  # first of them [d]
+    seen: float = -np.inf  # last reading taken in [d]
+    last: float = np.nan  # last value
+    repeats: int = 0  # readings since that were the same
+    score: float = 0.0  # last residual over sqrt(S)
+    at: float = -np.inf  # when [d]
+    up: float = 0.0  # CUSUM of the scores: a drift upwards
+    down: float = 0.0
+    why: Why = ""  # reason of a quarantine or alarm in force
+    alarmed: float = np.inf  # since when [d]
+    good: int = 0  # readings in quarantine that fitted, in a row
+    detail: str = ""
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether readings are watched only."""
+        return self.why in ("stuck", "contradicted", "drift")
+
+
+FRESH = Watch()
+Watches = Mapping[str, Watch]
+Sensors = Mapping[str, Sensor]
+
+
+class Fused(NamedTuple):
+    """The belief after all readings of one instant, and what became of each."""
+
+    belief: Belief
+    innovations: tuple[Innovation, ...]
+    watches: Watches
+    enacted: tuple[Enacted, ...]
+
+
+def fuse(
+    algorithm: Filter,
+    belief: Belief,
+    data: Sequence[Datum],
+    drive: Any,
+    watches: Watches,
+    layout: Layout,
+    sensors: Sensors,
+) -> Fused:
+    """All readings of one instant into the belief.
+
+    The readings are conditioned on one after the other within one joint Gaussian, which for accepted readings is the
+    vector update of the textbook.
+    """
+    n = layout.size
+    channels = tuple(dict.fromkeys(d.sensor.channel for d in data))
+    joint = algorithm.look(belief, channels, drive)
+    known = dict(watches)
+    innovations: list[Innovation] = []
+    enacted: list[Enacted] = []
+    for datum in data:
+        channel = datum.sensor.channel
+        row = n + channels.index(channel)
+        predicted, s = float(joint.mean[row]), float(joint.cov[row, row]) + datum.r
+        before = known.get(channel, FRESH)
+        verdict, watch, detail = _judge(datum, belief.time, predicted, s, before)
+        if verdict == "rejected" and watch.streak:
+            now = _belief(joint, belief, n)
+            ruling, detail = _who_is_wrong(algorithm, now, drive, datum.sensor, watch, known, sensors)
+            if ruling == "state":
+                verdict, watch = "widened", watch._replace(streak=0, since=np.inf, seen=belief.time, up=0.0, down=0.0)
+            elif ruling == "sensor":
+                verdict, watch = (
+                    "quarantined",
+                    watch._replace(why="contradicted", alarmed=belief.time, good=0, detail=detail),
+                )
+        step = Enacted(verdict, watch.quarantined and not before.quarantined)
+        joint = _enact(algorithm, joint, belief, datum, step, channels, drive, layout)
+        known[channel] = watch
+        enacted.append(step)
+        residual = datum.y - predicted
+        ratio = abs(residual) / (datum.sensor.gate * float(np.sqrt(s)))
+        innovations.append(Innovation(belief.time, channel, residual, s, residual**2 / s, ratio, verdict, detail))
+    return Fused(_belief(joint, belief, n), tuple(innovations), known, tuple(enacted))
+
+
+def follow(
+    algorithm: Filter, belief: Belief, data: Sequence[Datum], enacted: Sequence[Enacted], drive: Any, layout: Layout
+) -> Belief:
+    """The same readings into the belief of a shadow filter, with what was decided about them in `fuse`."""
+    channels = tuple(dict.fromkeys(d.sensor.channel for d in data))
+    joint = algorithm.look(belief, channels, drive)
+    for datum, step in zip(data, enacted, strict=True):
+        joint = _enact(algorithm, joint, belief, datum, step, channels, drive, layout)
+    return _belief(joint, belief, layout.size)
+
+
+def _enact(
+    algorithm: Filter, joint: Outlook, belief: Belief, datum: Datum, step: Enacted, channels: tuple[str, ...], drive: Any,
+    layout: Layout,
+) -> Outlook:  # fmt: skip
+    row = layout.size + channels.index(datum.sensor.channel)
+    if step.verdict == "widened":
+        now = _belief(joint, belief, layout.size)
+        wide = _widened(now, joint.cov[: layout.size, row], joint.cov[row, row], layout)
+        joint = algorithm.look(wide, channels, drive)
+    elif step.let_go and datum.sensor.error is not None:
+        joint = algorithm.look(
+            _let_go(_belief(joint, belief, layout.size), datum.sensor.error, layout), channels, drive
+        )
+    return condition(joint, row, datum.y, datum.r) if step.verdict in ("accepted", "widened") else joint
+
+
+def _belief(joint: Outlook, belief: Belief, n: int) -> Belief:
+    return Belief(belief.time, joint.mean[:n], symmetric(joint.cov[:n, :n]), belief.repairs)
+
+
+def condition(joint: Outlook, row: int, y: float, r: float) -> Outlook:
+    """Gaussian conditioning of a joint Gaussian on a noisy reading `y` of its coordinate `row`."""
+    mean, cov = joint
+    column = cov[:, row]
+    s = column[row] + r
+    return Outlook(mean + column * ((y - mean[row]) / s), cov - np.outer(column, column / s))
+
+
+def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch) -> tuple[Verdict, Watch, str]:
+    """Verdict on one reading by its own channel's memory; who is wrong after a rejection is decided elsewhere."""
+    sensor = d.sensor
+    score = (d.y - predicted) / float(np.sqrt(s))
+    repeats = w.repeats + 1 if d.value == w.last else 0
+    w = w._replace(last=d.value, repeats=repeats, score=score, at=now)
+    if not np.isfinite(score):
+        return "rejected", w, "not a number"
+    taken = w._replace(streak=0, since=np.inf, seen=now)
+    if d.confirmed:
+        taken = taken._replace(up=0.0, down=0.0, why="", alarmed=np.inf, good=0, detail="")
+        return ("accepted" if abs(score) <= sensor.gate else "widened"), taken, "confirmed"
+    if sensor.kind == "probe" and repeats + 1 >= STUCK:
+        detail = f"the same value {repeats + 1} times"
+        since = w.alarmed if w.why == "stuck" else now
+        return "quarantined", w._replace(why="stuck", alarmed=since, good=0, detail=detail), detail
+    slip = likely_slip(sensor.channel, d.value, predicted, s)
+    if slip is not None:
+        detail = f"{slip.meaning}: {d.value * slip.factor:.4g} would fit"
+        if w.quarantined:
+            return "unit_slip", w._replace(good=0), detail
+        since = w.alarmed if w.why else now
+        return "unit_slip", w._replace(why="unit_slip", alarmed=since, detail=detail), detail
+    if w.quarantined:
+        good = w.good + 1 if abs(score) <= FIT_AGAIN else 0
+        if good < RETURN[sensor.kind]:
+            return "quarantined", w._replace(good=good), w.detail
+        taken = taken._replace(why="", alarmed=np.inf, good=0, detail="", up=0.0, down=0.0)
+    if not abs(score) <= sensor.gate:
+        return "rejected", w._replace(streak=w.streak + 1, since=min(w.since, now)), ""
+    if taken.why == "unit_slip":
+        taken = taken._replace(why="", alarmed=np.inf, detail="")
+    return "accepted", _cusum(taken), ""
+
+
+def _cusum(w: Watch) -> Watch:
+    """Page's cumulative sums of the scores: what a slow drift leaves behind within the gate."""
+    return w._replace(up=max(0.0, w.up + w.score - SLACK), down=max(0.0, w.down - w.score - SLACK))
+
+
+def _who_is_wrong(
+    algorithm: Filter, belief: Belief, drive: Any, sensor: Sensor, watch: Watch, known: Watches, sensors: Sensors
+) -> tuple[Literal["state", "sensor", "unclear"], str]:
+    """After a rejection: the state, when others contradict it alike; the sensor, when it stands alone; else wait."""
+    n = belief.mean.size
+    others = [c for c, w in known.items() if c != sensor.channel and _heard(c, w, belief.time, sensors)]
+    joint = algorithm.look(belief, (sensor.channel, *others), drive)
+    spread = np.sqrt(np.maximum(np.diagonal(joint.cov)[n:], 1e-300))
+    together = joint.cov[n, n + 1 :] / (spread[0] * spread[1:])
+    allies = [
+        c
+        for c, rho in zip(others, together, strict=True)
+        if known[c].streak and abs(rho) >= ALLY and rho * known[c].score * watch.score > 0.0
+    ]
+    if allies and watch.streak + sum(known[c].streak for c in allies) >= STREAK:
+        return "state", f"{', '.join(allies)} contradict the belief alike"
+    if watch.streak < STREAK:
+        return "unclear", ""
+    witnesses = [
+        c
+        for c, rho in zip(others, together, strict=True)
+        if not known[c].streak and known[c].seen >= watch.since and abs(rho) >= WITNESS
+    ]
+    if sensor.kind == "probe" or len(witnesses) >= 2:
+        against = f", and {', '.join(witnesses)} contradict it" if witnesses else ""
+        return "sensor", f"it alone contradicts the belief, {watch.streak} times{against}"
+    return "state", f"{watch.streak} contradictions, and nothing else speaks of it"
+
+
+def _heard(channel: str, w: Watch, now: float, sensors: Sensors) -> bool:
+    return channel in sensors and not w.why and now - w.at <= RECENT[sensors[channel].kind]
+
+
+def _widened(belief: Belief, cross: np.ndarray, variance: float, layout: Layout) -> Belief:
+    """Widened by rank one along what the reading depends on of state and donor; sensor errors are not touched."""
+    doubt = cross.copy()
+    doubt[layout.error_start :] = 0.0
+    cov = belief.cov + (INFLATE - 1.0) / max(float(variance), 1e-300) * np.outer(doubt, doubt)
+    return Belief(belief.time, belief.mean, cov, belief.repairs)
+
+
+def _let_go(belief: Belief, error: SensorError, layout: Layout) -> Belief:
+    """The sensor's own error is at least as uncertain as at calibration again, about where it is believed to be."""
+    cov, i = belief.cov.copy(), layout.index(error.name)
+    cov[i, i] = max(cov[i, i], error.sd**2)
+    return Belief(belief.time, belief.mean, cov, belief.repairs)

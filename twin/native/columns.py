@@ -1,0 +1,67 @@
+"""A CasADi function over the columns of NumPy arrays: machine code where a compiler is found, else the virtual machine."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Collection, Mapping
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from twin.native import build
+from twin.native.simd import Kernel
+
+
+class Columns:
+    """`function` over m columns, `times` times; both routes give the same bits.
+
+    Inputs in `uniform` are vectors [elements] (floats, where they have one element) that hold for all columns; the others
+    are [elements, m]. `feedback` maps inputs to the outputs that they become at the next time. The outputs are arrays
+    [elements, m], or [elements] where nothing in them varies over the columns.
+    """
+
+    def __init__(
+        self,
+        function: Any,
+        uniform: Collection[int] = (),
+        feedback: Mapping[int, int] | None = None,
+        compiled: bool = True,
+    ) -> None:
+        self.function, self._feedback = function, dict(feedback or {})
+        self._kernel = Kernel(function, uniform, feedback)
+        sizes = [function.numel_in(i) for i in range(function.n_in())]
+        self._inputs = [(n, i not in uniform) for i, n in enumerate(sizes)]
+        self._outputs = [(function.numel_out(j), j in self._kernel.wide_out) for j in range(function.n_out())]
+        self._wanted = compiled
+        self._mapped = lru_cache(16)(function.map)
+
+    @cached_property
+    def _entry(self) -> Any | None:
+        """The C function, built at first use."""
+        library = build.load(self.function.name(), self._kernel.source(), vector=True) if self._wanted else None
+        if library is None:
+            return None
+        scalars = [ctypes.c_double if n == 1 and not wide else ctypes.c_void_p for n, wide in self._inputs]
+        entry = library.kernel
+        entry.argtypes = [*scalars, *[ctypes.c_void_p] * len(self._outputs), ctypes.c_long, ctypes.c_long]
+        entry.restype = None
+        return entry
+
+    @property
+    def compiled(self) -> bool:
+        """Does this run as machine code?"""
+        return self._entry is not None
+
+    def __call__(self, *given: Any, times: int = 1) -> list[np.ndarray]:
+        """The outputs; ValueError names the shapes expected where those given do not fit (C would read past the end)."""
+        arrays: list[Any] = []
+        m = 1
+        for a, (n, wide) in zip(given, self._inputs, strict=True):
+            if wide or n > 1:
+                a = np.asarray(a, dtype=float, order="C")
+                if a.ndim != 1 + wide or a.shape[0] != n or (wide and m not in (1, a.shape[1])):
+                    raise ValueError(self._misfit(given))
+                m = a.shape[1] if wide else m
+            arrays.append(a)
+        return self._run(arrays, times, m)
