@@ -1,29 +1,24 @@
-"""The fixed-step scheme, compiled: many columns over one span, and its CVODES reference.
+"""The fixed-step scheme and the sensors, compiled: many columns at once, and the scheme's CVODES reference.
 
 The step (`twin.integrate.rk4` and its floors) is traced once into a CasADi graph. Where a C compiler is found the graph
-becomes C, built once and cached under its hash; without one the CasADi virtual machine runs the same graph. Both execute
-the same operations in the same order (floating-point contraction is off), so they give the same bits.
+becomes vector code, built once and cached under its hash; without one the CasADi virtual machine runs the same graph.
+Both round every operation alike, so they give the same bits: `twin.native`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import casadi as ca
 import numpy as np
 from jaxtyping import Float
 
-from twin.bioreactor import Control, Kinetics, Medium, State, Theta, Vessel, rates
+from twin.bioreactor import Control, Kinetics, Medium, State, Theta, Vessel, physiology, rates
 from twin.integrate import FLOOR, STEP, rk4, substeps
+from twin.native.columns import Columns
+from twin.sensors import CHANNELS, compared
 
 ca.GlobalOptions.setNumpyMode(1)  # NumPy ufuncs on CasADi values build CasADi expressions
 
@@ -33,6 +28,11 @@ N_THETA = N_CELL + N_VESSEL + N_MEDIUM
 
 Advance = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 """(states [13, m], control [4] or [4, m], theta [53, m], span [d]) -> states [13, m]."""
+Tangents = Callable[[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(state [13], control [4], theta [53], span [d], directions of the state [13, k] and of the kinetics [34, k])
+-> (state [13], where the directions lead [13, k])."""
+Observe = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""(states [13, m], theta [53, m], sensor errors [channels, m]) -> predicted readings [channels, m] on the compared scale."""
 
 
 class Symbols(NamedTuple):
@@ -72,7 +72,7 @@ def step_function() -> Any:
     stepped = [
         ca.if_else(value < floor, floor, value) for value, floor in zip(rk4(x, u, theta, dt), FLOOR, strict=True)
     ]
-    return ca.Function("celltwin_step", [*s, dt], [ca.vertcat(*stepped)])
+    return ca.Function("celltwin_step", [*s, dt], [ca.vertcat(*stepped)], ["x", "u", "theta", "dt"], ["x_next"])
 
 
 @cache
@@ -84,121 +84,75 @@ def jacobian_function() -> Any:
     return ca.Function("step_jacobian", args, [out, ca.densify(ca.jacobian(out, args[0])), wrt_theta])
 
 
-_LOOP = """
-#include <string.h>
-int celltwin_advance(const double* x0, const double* u, const double* theta, double dt, int n, int m, double* out) {
-  double a[%(nx)d], b[%(nx)d]; casadi_int iw[%(iw)d]; double w[%(w)d];
-  for (int j = 0; j < m; ++j) {
-    memcpy(a, x0 + (size_t)j * %(nx)d, sizeof a);
-    const double* p = theta + (size_t)j * %(np)d;
-    const double* v = u + (size_t)j * %(nu)d;
-    for (int k = 0; k < n; ++k) {
-      const double* arg[%(arg)d] = {a, v, p, &dt};
-      double* res[%(res)d] = {b};
-      if (celltwin_step(arg, res, iw, w, 0)) return 1;
-      memcpy(a, b, sizeof a);
-    }
-    memcpy(out + (size_t)j * %(nx)d, a, sizeof a);
-  }
-  return 0;
-}
-"""
+@cache
+def tangent_function() -> Any:
+    """CasADi function of the step and of one direction through it: (x, u, theta, dt, dx, dcell) -> x, dx.
 
-
-def _source() -> str:
-    f = step_function()
-    sizes = {"nx": N_X, "nu": N_U, "np": N_THETA, "arg": f.sz_arg(), "res": f.sz_res(), "iw": f.sz_iw() + 1, "w": f.sz_w() + 1}  # fmt: skip
-    generator = ca.CodeGenerator("step.c")
-    generator.add(f)
-    return str(generator.dump()) + _LOOP % sizes
-
-
-def cache_dir() -> Path:
-    """Where compiled transitions are kept: CELLTWIN_CACHE, else the user's cache folder."""
-    base = os.environ.get("CELLTWIN_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "celltwin"
+    `dcell` is the direction in the kinetics theta[cell]; control, vessel and medium are held.
+    """
+    args = [ca.SX.sym(n, k) for n, k in (("x", N_X), ("u", N_U), ("theta", N_THETA), ("dt", 1), ("dx", N_X), ("dcell", N_CELL))]  # fmt: skip
+    x, u, theta, dt, dx, dcell = args
+    out = step_function()(x, u, theta, dt)
+    direction = ca.vertcat(dx, dcell, ca.SX.zeros(N_THETA - N_CELL))
+    moved = ca.densify(ca.jtimes(out, ca.vertcat(x, theta), direction))
+    return ca.Function(
+        "celltwin_tangent", args, [out, moved], ["x", "u", "theta", "dt", "dx", "dcell"], ["x_next", "dx_next"]
+    )
 
 
 @cache
-def compiled_library() -> Any | None:
-    """The C build of the step as a ctypes library, or None where no compiler works (or CELLTWIN_COMPILER=none)."""
-    compiler = os.environ.get("CELLTWIN_COMPILER") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
-    if not compiler or compiler == "none":
-        return None
-    source = _source()
-    flags = ["-O2", "-ffp-contract=off", "-fPIC", "-shared"]
-    key = hashlib.sha256("\n".join([source, compiler, *flags]).encode()).hexdigest()[:24]
-    target = cache_dir() / f"step-{key}.so"
-    try:
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                code, built = Path(scratch) / "step.c", Path(scratch) / "step.so"
-                code.write_text(source)
-                subprocess.run(
-                    [compiler, *flags, "-o", built, code, "-lm"], check=True, capture_output=True, timeout=120
-                )
-                built.replace(target)  # atomic: two processes may build at once
-        library = ctypes.CDLL(str(target))
-    except (OSError, subprocess.SubprocessError):
-        return None
-    double = ctypes.POINTER(ctypes.c_double)
-    library.celltwin_advance.argtypes = [double, double, double, ctypes.c_double, ctypes.c_int, ctypes.c_int, double]
-    library.celltwin_advance.restype = ctypes.c_int
-    return library
+def observer_function(channels: tuple[str, ...]) -> Any:
+    """CasADi function (x, theta, errors [k]) -> readings [k] of `channels`, each on the scale it is compared on."""
+    s, errors = symbols(), ca.SX.sym("errors", len(channels))
+    x, _, theta = s.unpack()
+    phys = physiology(x, theta)
+    readings = [compared(c, CHANNELS[c].observe(x, phys, errors[i])) for i, c in enumerate(channels)]
+    return ca.Function("celltwin_observer", [s.x, s.theta, errors], [ca.densify(ca.vertcat(*readings))], ["x", "theta", "errors"], ["z"])  # fmt: skip
 
 
-def _per_column(u: np.ndarray, m: int) -> np.ndarray:
-    """Controls [4, m] from [4] or [4, m]."""
-    control = np.asarray(u, dtype=float)
-    return np.broadcast_to(control[:, None] if control.ndim == 1 else control, (N_U, m))
+@cache
+def _steps(held: bool, compiled: bool) -> Columns:
+    return Columns(step_function(), {1, 3} if held else {3}, {0: 0}, compiled)
 
 
-def _columns(values: np.ndarray) -> np.ndarray:
-    """Column-major copy: one column contiguous, as the C loop reads it."""
-    return np.ascontiguousarray(np.asarray(values, dtype=float).T)
+@cache
+def advance_many(longest: float = STEP, compiled: bool = True) -> Advance:
+    """`Advance` in steps no longer than `longest` days; machine code, or with `compiled` False the virtual machine.
 
-
-def advance_compiled(library: Any, longest: float = STEP) -> Advance:
-    """`Advance` through the C build."""
-    pointer = ctypes.POINTER(ctypes.c_double)
+    Reads C-ordered states and theta as they are; others are copied.
+    """
 
     def advance(x: np.ndarray, u: np.ndarray, theta: np.ndarray, span: float) -> np.ndarray:
-        states, parameters, control = _columns(x), _columns(theta), _columns(_per_column(u, x.shape[1]))
-        if states.shape[1] != N_X or parameters.shape != (states.shape[0], N_THETA):
-            raise ValueError(f"expected x [{N_X}, m] and theta [{N_THETA}, m]; got {x.shape} and {theta.shape}")
-        out, n = np.empty_like(states), substeps(span, longest)
-        library.celltwin_advance(
-            *(a.ctypes.data_as(pointer) for a in (states, control, parameters)),
-            span / n, n, states.shape[0], out.ctypes.data_as(pointer),
-        )  # fmt: skip
-        return out.T
-
-    return advance
-
-
-def advance_interpreted(longest: float = STEP) -> Advance:
-    """`Advance` through the CasADi virtual machine."""
-
-    def advance(x: np.ndarray, u: np.ndarray, theta: np.ndarray, span: float) -> np.ndarray:
-        n, mapped, u = substeps(span, longest), _mapped(x.shape[1]), _per_column(u, x.shape[1])
-        for _ in range(n):
-            x = np.asarray(mapped(x, u, theta, span / n))
-        return x
+        n, u = substeps(span, longest), np.asarray(u, dtype=float)
+        return _steps(u.ndim == 1, compiled)(x, u, theta, span / n, times=n)[0]
 
     return advance
 
 
 @cache
-def _mapped(m: int) -> Any:
-    return step_function().map(m)
+def advance_tangents(longest: float = STEP, compiled: bool = True) -> Tangents:
+    """`Tangents` in steps no longer than `longest` days: the exact derivative of `advance_many`, all directions at once."""
+    columns = Columns(tangent_function(), {0, 1, 2, 3}, {0: 0, 4: 1}, compiled)
+
+    def advance(
+        x: np.ndarray, u: np.ndarray, theta: np.ndarray, span: float, dx: np.ndarray, dcell: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        n = substeps(span, longest)
+        end, moved = columns(x, u, theta, span / n, dx, dcell, times=n)
+        return end, moved
+
+    return advance
 
 
 @cache
-def advance_many(longest: float = STEP) -> Advance:
-    """The fastest `Advance` this machine offers, with steps no longer than `longest` days."""
-    library = compiled_library()
-    return advance_interpreted(longest) if library is None else advance_compiled(library, longest)
+def observe_many(channels: tuple[str, ...], compiled: bool = True) -> Observe:
+    """`Observe` of these channels together; a channel without an error of its own reads none from its row."""
+    columns = Columns(observer_function(channels), compiled=compiled)
+
+    def observe(x: np.ndarray, theta: np.ndarray, errors: np.ndarray) -> np.ndarray:
+        return columns(x, theta, errors)[0]
+
+    return observe
 
 
 def reference(x: State, u: Control, theta: Theta, span: float, rtol: float = 1e-10, atol: float = 1e-12) -> State:

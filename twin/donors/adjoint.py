@@ -8,21 +8,16 @@ whole trajectory with respect to initial state and learnt kinetics, exact for th
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import casadi as ca
 import numpy as np
 
 from twin.bioreactor import Kinetics
-from twin.transition import N_THETA, N_U, N_X, cache_dir, step_function
+from twin.native import build
+from twin.transition import N_THETA, N_U, N_X, step_function
 
 Forward = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 """(x0 [d, 13], controls [steps, d, 4], theta [d, 53], span [d]) -> path [steps + 1, d, 13]."""
@@ -91,25 +86,9 @@ def _source(names: tuple[str, ...]) -> str:
 
 @cache
 def _library(names: tuple[str, ...]) -> Any | None:
-    """The C build, cached under its hash as in `twin.transition`; None where no compiler works."""
-    compiler = os.environ.get("CELLTWIN_COMPILER") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
-    if not compiler or compiler == "none":
-        return None
-    source, flags = _source(names), ["-O2", "-ffp-contract=off", "-fPIC", "-shared"]
-    key = hashlib.sha256("\n".join([source, compiler, *flags]).encode()).hexdigest()[:24]
-    target = cache_dir() / f"sweeps-{key}.so"
-    try:
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                code, built = Path(scratch) / "sweeps.c", Path(scratch) / "sweeps.so"
-                code.write_text(source)
-                subprocess.run(
-                    [compiler, *flags, "-o", built, code, "-lm"], check=True, capture_output=True, timeout=240
-                )
-                built.replace(target)  # atomic: two processes may build at once
-        library = ctypes.CDLL(str(target))
-    except (OSError, subprocess.SubprocessError):
+    """The C build with its signatures; None where no compiler works."""
+    library = build.load("sweeps", _source(names))
+    if library is None:
         return None
     data, count, real = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_double
     library.celltwin_forward.argtypes = [data, data, data, real, count, count, data]

@@ -25,7 +25,7 @@ import numpy as np
 from twin.estimation.belief import Belief, Layout
 from twin.estimation.filters import Filter, Outlook, symmetric
 from twin.estimation.slips import likely_slip
-from twin.sensors import Sensor, SensorError
+from twin.sensors import CHANNELS, Sensor, SensorError
 
 Verdict = Literal["accepted", "widened", "rejected", "unit_slip", "quarantined"]
 Why = Literal["", "stuck", "unit_slip", "contradicted", "drift"]
@@ -41,6 +41,8 @@ ALLY, WITNESS = 0.3, 0.5
 """Least correlation of two predicted readings for one channel to support, or to contradict, another."""
 SLACK = 1.0
 """CUSUM allowance in standard deviations."""
+LEAP = float(np.log(4.0))
+"""No single method carries the state further than this (on ln): a culture does not leap, and units do slip."""
 RECENT = {"probe": 0.25, "laboratory": 2.0}
 """Age [d] up to which a channel's last word counts."""
 
@@ -145,7 +147,9 @@ def fuse(
         verdict, watch, detail = _judge(datum, belief.time, predicted, s, before)
         if verdict == "rejected" and watch.streak:
             now = _belief(joint, belief, n)
-            ruling, detail = _who_is_wrong(algorithm, now, drive, datum.sensor, watch, known, sensors)
+            ruling, detail = _who_is_wrong(
+                algorithm, now, drive, datum.sensor, watch, datum.y - predicted, known, sensors
+            )
             if ruling == "state":
                 verdict, watch = "widened", watch._replace(streak=0, since=np.inf, seen=belief.time, up=0.0, down=0.0)
             elif ruling == "sensor":
@@ -207,7 +211,7 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch) -> tuple[
     sensor = d.sensor
     score = (d.y - predicted) / float(np.sqrt(s))
     repeats = w.repeats + 1 if d.value == w.last else 0
-    w = w._replace(last=d.value, repeats=repeats, score=score, at=now)
+    before, w = w.score, w._replace(last=d.value, repeats=repeats, score=score, at=now)
     if not np.isfinite(score):
         return "rejected", w, "not a number"
     taken = w._replace(streak=0, since=np.inf, seen=now)
@@ -231,6 +235,8 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch) -> tuple[
             return "quarantined", w._replace(good=good), w.detail
         taken = taken._replace(why="", alarmed=np.inf, good=0, detail="", up=0.0, down=0.0)
     if not abs(score) <= sensor.gate:
+        if w.streak and score * before <= 0.0:  # contradicts the belief, and the contradiction before
+            w = w._replace(streak=0, since=np.inf)
         return "rejected", w._replace(streak=w.streak + 1, since=min(w.since, now)), ""
     if taken.why == "unit_slip":
         taken = taken._replace(why="", alarmed=np.inf, detail="")
@@ -243,7 +249,14 @@ def _cusum(w: Watch) -> Watch:
 
 
 def _who_is_wrong(
-    algorithm: Filter, belief: Belief, drive: Any, sensor: Sensor, watch: Watch, known: Watches, sensors: Sensors
+    algorithm: Filter,
+    belief: Belief,
+    drive: Any,
+    sensor: Sensor,
+    watch: Watch,
+    residual: float,
+    known: Watches,
+    sensors: Sensors,
 ) -> tuple[Literal["state", "sensor", "unclear"], str]:
     """After a rejection: the state, when others contradict it alike; the sensor, when it stands alone; else wait."""
     n = belief.mean.size
@@ -265,6 +278,11 @@ def _who_is_wrong(
         for c, rho in zip(others, together, strict=True)
         if not known[c].streak and known[c].seen >= watch.since and abs(rho) >= WITNESS
     ]
+    if CHANNELS[sensor.channel].scale == "log" and abs(residual) > LEAP:
+        return (
+            "sensor",
+            f"{watch.streak} contradictions, by more than a factor of {np.exp(LEAP):.0f}, and no other channel alike",
+        )
     if sensor.kind == "probe" or len(witnesses) >= 2:
         against = f", and {', '.join(witnesses)} contradict it" if witnesses else ""
         return "sensor", f"it alone contradicts the belief, {watch.streak} times{against}"

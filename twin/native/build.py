@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ FLAGS = ("-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
 """Without contraction an operation rounds once, as in CasADi's virtual machine: the same bits on every route."""
 TIMEOUT = 240.0  # s
 
-_Window = ctypes.c_char * 0
+_window = (ctypes.c_char * 0).from_buffer
 
 
 def cache_dir() -> Path:
@@ -71,15 +70,9 @@ def load(name: str, source: str, vector: bool = False) -> Any | None:
         return None
 
 
-def declare(entry: Any, arguments: Iterable[Any], result: Any = None) -> Any:
-    """A C function with its signature declared."""
-    entry.argtypes, entry.restype = list(arguments), result
-    return entry
-
-
 def address(a: np.ndarray) -> Any:
-    """A C-contiguous array as an argument of type `void*`; a third of the cost of `a.ctypes` where it is writable."""
+    """The memory of a C-contiguous array as an argument for C; a third of the cost of `a.ctypes` where it is writable."""
     try:
-        return _Window.from_buffer(a)
+        return _window(a)
     except TypeError:
         return a.ctypes.data

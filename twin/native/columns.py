@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from twin.native import build
+from twin.native.build import address, load
 from twin.native.simd import Kernel
 
 
@@ -32,6 +32,7 @@ class Columns:
         self._kernel = Kernel(function, uniform, feedback)
         sizes = [function.numel_in(i) for i in range(function.n_in())]
         self._inputs = [(n, i not in uniform) for i, n in enumerate(sizes)]
+        self._first = next(i for i, (_, wide) in enumerate(self._inputs) if wide)
         self._outputs = [(function.numel_out(j), j in self._kernel.wide_out) for j in range(function.n_out())]
         self._wanted = compiled
         self._mapped = lru_cache(16)(function.map)
@@ -39,7 +40,7 @@ class Columns:
     @cached_property
     def _entry(self) -> Any | None:
         """The C function, built at first use."""
-        library = build.load(self.function.name(), self._kernel.source(), vector=True) if self._wanted else None
+        library = load(self.function.name(), self._kernel.source(), vector=True) if self._wanted else None
         if library is None:
             return None
         scalars = [ctypes.c_double if n == 1 and not wide else ctypes.c_void_p for n, wide in self._inputs]
@@ -55,13 +56,39 @@ class Columns:
 
     def __call__(self, *given: Any, times: int = 1) -> list[np.ndarray]:
         """The outputs; ValueError names the shapes expected where those given do not fit (C would read past the end)."""
+        m = np.shape(given[self._first])[-1]
         arrays: list[Any] = []
-        m = 1
+        passed: list[Any] = []
         for a, (n, wide) in zip(given, self._inputs, strict=True):
-            if wide or n > 1:
-                a = np.asarray(a, dtype=float, order="C")
-                if a.ndim != 1 + wide or a.shape[0] != n or (wide and m not in (1, a.shape[1])):
+            if n > 1 or wide:
+                a = np.asarray(a, float, order="C")
+                if a.shape != ((n, m) if wide else (n,)):
                     raise ValueError(self._misfit(given))
-                m = a.shape[1] if wide else m
+                passed.append(address(a))
+            else:
+                passed.append(a)
             arrays.append(a)
-        return self._run(arrays, times, m)
+        entry = self._entry
+        if entry is None:
+            return self._interpreted(arrays, times, m)
+        outputs = [np.empty((n, m) if wide else n) for n, wide in self._outputs]
+        entry(*passed, *[address(a) for a in outputs], times, m)
+        return outputs
+
+    def _interpreted(self, arrays: list[Any], times: int, m: int) -> list[np.ndarray]:
+        arrays = [
+            a if wide else np.tile(np.reshape(a, (-1, 1)), m) for a, (_, wide) in zip(arrays, self._inputs, strict=True)
+        ]
+        mapped, outputs = self._mapped(m), []
+        for _ in range(times):
+            outputs = [np.asarray(out) for out in mapped.call(arrays)]
+            for i, j in self._feedback.items():
+                arrays[i] = outputs[j]
+        return [out if wide else out[:, 0] for out, (_, wide) in zip(outputs, self._outputs, strict=True)]
+
+    def _misfit(self, given: tuple[Any, ...]) -> str:
+        names = [self.function.name_in(i) for i in range(len(self._inputs))]
+        expected = [f"{name} [{n}{', m' if wide else ''}]" for name, (n, wide) in zip(names, self._inputs, strict=True)]
+        return (
+            f"{self.function.name()}: expected {', '.join(expected)}; got {', '.join(str(np.shape(a)) for a in given)}"
+        )
