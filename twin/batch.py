@@ -15,7 +15,7 @@ import numpy as np
 from immutables import Map
 
 from twin.bioreactor import Control, Medium
-from twin.donors.prior import DonorPrior
+from twin.donors.prior import DonorPrior, considering
 from twin.estimation.belief import Belief
 from twin.estimation.filters import FILTERS
 from twin.estimation.model import BioreactorModel, initial_belief, make_layout
@@ -41,11 +41,12 @@ def start(
     for name in (filter_name, *([shadow] if shadow else [])):
         if name not in FILTERS:
             raise ValueError(f"unknown filter {name!r}; known: {', '.join(FILTERS)}")
-    layout = make_layout(process, donor_prior.names)
+    known = considering(donor_prior, process)
+    layout = make_layout(process, known.names)
     model = BioreactorModel(process, layout)
     algorithm = FILTERS[filter_name](model, layout.size)
     beside = FILTERS[shadow](model, layout.size) if shadow else None
-    prior = initial_belief(process, layout, donor_prior.mean, donor_prior.cov)
+    prior = initial_belief(process, layout, known.mean, known.cov)
     return Batch(batch_id, process, layout, algorithm, prior, donor_prior, begin(process.theta.medium), beside)
 
 

@@ -142,6 +142,7 @@ class ProcessFile(_Strict):
     targets: str
     limits: str
     stages: str
+    considered: tuple[str, ...] = ()
 
 
 def read_yaml(path: Path) -> Any:
@@ -310,16 +311,22 @@ def make_process(
     targets: str = "car_nk_release",
     limits: str = "car_nk",
     stages: str | None = None,
+    considered: tuple[str, ...] = (),
 ) -> Process:
-    """Assemble a process from named entries (or files)."""
+    """Assemble a process from named entries (or files). Raises ConfigError for a considered parameter without a spread."""
     entry = load_preset(preset)
     cell = Kinetics(**{k: n.value for k, n in entry.cell.items()})
     vessel = Vessel(**{k: n.value for k, n in entry.vessel.items()})
     initial, initial_sd = initial_state(entry)
+    spreads = {k: n.donor_sd for k, n in entry.cell.items() if n.donor_sd is not None}
+    if unknown := [k for k in considered if k not in spreads]:
+        raise ConfigError(
+            f"process {name or entry.name}: field considered: preset {preset!r} gives no donor spread for {unknown}"
+        )
     return Process(
         name=name or entry.name,
         theta=Theta(cell, vessel, load_medium(medium or entry.medium)),
-        donor_sd={k: n.donor_sd for k, n in entry.cell.items() if n.donor_sd is not None},
+        donor_sd=spreads,
         initial=initial,
         initial_sd=initial_sd,
         recipe=load_recipe(recipe),
@@ -327,6 +334,7 @@ def make_process(
         limits=load_limits(limits),
         sensors=load_sensors(sensors),
         stages=load_stages(stages) if stages else (),
+        considered=considered,
     )
 
 
@@ -339,5 +347,5 @@ def load_config(name: str) -> Process:
     p = parse(ProcessFile, read_yaml(path), str(path))
     return make_process(
         p.preset, name=p.name, medium=p.medium, recipe=p.recipe, sensors=p.sensors,
-        targets=p.targets, limits=p.limits, stages=p.stages,
+        targets=p.targets, limits=p.limits, stages=p.stages, considered=p.considered,
     )  # fmt: skip

@@ -92,3 +92,6 @@ class Process:
     stages: tuple[Stage, ...] = ()
     noise: Coordinates = DEFAULT_NOISE  # process noise, standard deviation of ln per sqrt(day)
     parameter_walk: float = 0.01  # the same for the learnt donor parameters: donor-day effects
+    considered: tuple[
+        str, ...
+    ] = ()  # kinetics whose spread over donors the filter carries although no prior has learnt them

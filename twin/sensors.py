@@ -58,31 +58,35 @@ class Channel(NamedTuple):
     high: float
 
 
-def _plain(field: str, limit: float, high: float) -> Channel:
-    return Channel("log", lambda x, p, e: getattr(x, field), limit, 0.0, high)
+def _gain(truth: Callable[[State, Physiology], Scalar], limit: float, high: float) -> Channel:
+    """A quantity that is read on the log scale; the sensor's own error is ln of a gain."""
+    return Channel("log", lambda x, p, e: truth(x, p) * np.exp(e), limit, 0.0, high)
+
+
+def _offset(truth: Callable[[State, Physiology], Scalar], low: float, high: float) -> Channel:
+    """A quantity that is read as it is; the sensor's own error is added."""
+    return Channel("linear", lambda x, p, e: truth(x, p) + e, 0.0, low, high)
 
 
 CHANNELS: Mapping[str, Channel] = {
-    "viable_density": Channel("log", lambda x, p, e: x.viable, 1e-3, 0.0, 500.0),
-    "dead_density": Channel("log", lambda x, p, e: x.dead, 2e-2, 0.0, 500.0),
-    "total_density": Channel("log", lambda x, p, e: x.viable + x.dead, 1e-3, 0.0, 500.0),
-    "viability": Channel("linear", lambda x, p, e: x.viability, 0.0, 0.0, 1.0),
-    "glucose": _plain("glucose", 0.1, 600.0),
-    "lactate": _plain("lactate", 0.1, 300.0),
-    "glutamine": _plain("glutamine", 0.05, 100.0),
-    "ammonia": _plain("ammonia", 0.05, 100.0),
-    "cytokine": _plain("cytokine", 1.0, 1e5),
-    "car_fraction": Channel("linear", lambda x, p, e: x.car_fraction, 0.0, 0.0, 1.0),
-    "exhausted_fraction": Channel("linear", lambda x, p, e: x.exhausted, 0.0, 0.0, 1.0),
-    "capacitance": Channel(
-        "log", lambda x, p, e: CAPACITANCE * (x.viable + DYING * x.dead) * np.exp(e), 5e-3, 0.0, 500.0
-    ),
-    "raman_glucose": Channel("linear", lambda x, p, e: x.glucose + e, 0.0, -20.0, 600.0),
-    "raman_lactate": Channel("linear", lambda x, p, e: x.lactate + e, 0.0, -20.0, 300.0),
-    "ph": Channel("linear", lambda x, p, e: p.gas.ph + e, 0.0, 5.0, 9.0),
-    "do": Channel("linear", lambda x, p, e: 100.0 * p.gas.oxygen / AIR_SATURATION + e, 0.0, 0.0, 500.0),
-    "oxygen_uptake": Channel("log", lambda x, p, e: p.gas.our / 24.0 * np.exp(e), 1e-3, 0.0, 100.0),
-    "weight": Channel("log", lambda x, p, e: x.volume, 1e-6, 0.0, 1e5),
+    "viable_density": _gain(lambda x, p: x.viable, 1e-3, 500.0),
+    "dead_density": _gain(lambda x, p: x.dead, 2e-2, 500.0),
+    "total_density": _gain(lambda x, p: x.viable + x.dead, 1e-3, 500.0),
+    "viability": _offset(lambda x, p: x.viability, 0.0, 1.0),
+    "glucose": _gain(lambda x, p: x.glucose, 0.1, 600.0),
+    "lactate": _gain(lambda x, p: x.lactate, 0.1, 300.0),
+    "glutamine": _gain(lambda x, p: x.glutamine, 0.05, 100.0),
+    "ammonia": _gain(lambda x, p: x.ammonia, 0.05, 100.0),
+    "cytokine": _gain(lambda x, p: x.cytokine, 1.0, 1e5),
+    "car_fraction": _offset(lambda x, p: x.car_fraction, 0.0, 1.0),
+    "exhausted_fraction": _offset(lambda x, p: x.exhausted, 0.0, 1.0),
+    "capacitance": _gain(lambda x, p: CAPACITANCE * (x.viable + DYING * x.dead), 5e-3, 500.0),
+    "raman_glucose": _offset(lambda x, p: x.glucose, -20.0, 600.0),
+    "raman_lactate": _offset(lambda x, p: x.lactate, -20.0, 300.0),
+    "ph": _offset(lambda x, p: p.gas.ph, 5.0, 9.0),
+    "do": _offset(lambda x, p: 100.0 * p.gas.oxygen / AIR_SATURATION, 0.0, 500.0),
+    "oxygen_uptake": _gain(lambda x, p: p.gas.our / 24.0, 1e-3, 100.0),
+    "weight": _gain(lambda x, p: x.volume, 1e-6, 1e5),
 }
 """Channels that inform the state. Units are those of `twin.units.CANONICAL`; viability and fractions as 0..1."""
 

@@ -22,6 +22,8 @@ Q = np.diag([0.02, 0.03, 0.01, 0.005])
 class Linear:
     """x' = A x + B u over a unit span; Q per unit span."""
 
+    moving = 4
+
     def advance(self, points: np.ndarray, drive: Any, span: float) -> np.ndarray:
         assert span == 1.0
         return A @ points + (B * drive)[:, None]

@@ -38,3 +38,18 @@ def preset_prior(process: Process, names: tuple[str, ...] = DEFAULT_PARAMETERS) 
         np.diag([process.donor_sd[n] ** 2 for n in names]),
         {"basis": f"preset {process.name}: literature medians and donor spreads"},
     )
+
+
+def considering(prior: DonorPrior, process: Process) -> DonorPrior:
+    """The prior, and the process's `considered` kinetics at their preset's spread where it knows nothing of them.
+
+    What no data inform must still widen what is believed (Schmidt's consider parameters): a donor's cytokine uptake is
+    not the median because it was never measured.
+    """
+    new = tuple(n for n in process.considered if n not in prior.names)
+    if not new:
+        return prior
+    more, p = preset_prior(process, new), len(prior.names)
+    cov = np.zeros((p + len(new), p + len(new)))
+    cov[:p, :p], cov[p:, p:] = prior.cov, more.cov
+    return DonorPrior((*prior.names, *new), np.concatenate([prior.mean, more.mean]), cov, prior.provenance)

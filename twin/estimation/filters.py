@@ -36,6 +36,11 @@ class Outlook(NamedTuple):
 class StateSpace(Protocol):
     """The model that a filter needs; coordinates are those of a `Layout`. `drive` holds the inputs and is opaque here."""
 
+    @property
+    def moving(self) -> int:
+        """How many of the first coordinates take part in the dynamics; `advance` neither reads nor moves the rest."""
+        ...
+
     def advance(self, points: np.ndarray, drive: Any, span: float) -> np.ndarray:
         """Carry points [n, m] over `span` days."""
         ...
@@ -100,10 +105,20 @@ def ukf(model: StateSpace, size: int) -> Filter:
         points = np.concatenate([mean, mean + offsets, mean - offsets], axis=1)
         return points, belief.repaired() if repaired else belief
 
+    # Cholesky factors are triangular: points spread along the resting coordinates move as the centre does
+    moved = np.r_[: 1 + model.moving, size + 1 : size + 1 + model.moving]
+    rest = np.r_[1 + model.moving : size + 1, size + 1 + model.moving : 2 * size + 1]
+
+    def push(points: np.ndarray, drive: Any, span: float) -> np.ndarray:
+        pushed = points.copy()
+        pushed[:, moved] = model.advance(points[:, moved], drive, span)
+        pushed[: model.moving, rest] = pushed[: model.moving, :1]
+        return pushed
+
     def transit(belief: Belief, drive: Any, until: float) -> tuple[Belief, Matrix]:
         span = until - belief.time
         points, counted = sigma_points(belief)
-        pushed = model.advance(points, drive, span)
+        pushed = push(points, drive, span)
         mean, cov = unscented_transform(pushed.T, wm, wc, model.process_noise(belief, span))
         cross = ((points - belief.mean[:, None]) * wc) @ (pushed - mean[:, None]).T
         return Belief(until, mean, symmetric(cov), counted.repairs), cross
@@ -113,7 +128,7 @@ def ukf(model: StateSpace, size: int) -> Filter:
         if span <= 0.0:
             return belief
         points, counted = sigma_points(belief)
-        pushed = model.advance(points, drive, span)
+        pushed = push(points, drive, span)
         mean, cov = unscented_transform(pushed.T, wm, wc, model.process_noise(belief, span))
         return Belief(until, mean, symmetric(cov), counted.repairs)
 

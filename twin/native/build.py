@@ -18,7 +18,7 @@ FLAGS = ("-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
 """Without contraction an operation rounds once, as in CasADi's virtual machine: the same bits on every route."""
 TIMEOUT = 240.0  # s
 
-_window = (ctypes.c_char * 0).from_buffer
+_window: Any = (ctypes.c_char * 0).from_buffer
 
 
 def cache_dir() -> Path:

@@ -76,15 +76,22 @@ class Columns:
         return outputs
 
     def _interpreted(self, arrays: list[Any], times: int, m: int) -> list[np.ndarray]:
-        arrays = [
-            a if wide else np.tile(np.reshape(a, (-1, 1)), m) for a, (_, wide) in zip(arrays, self._inputs, strict=True)
+        """On the virtual machine, which reads and writes column after column."""
+        given = [
+            np.array(np.transpose(a) if wide else np.broadcast_to(a, (m, n)), dtype=float, order="C")
+            for a, (n, wide) in zip(arrays, self._inputs, strict=True)
         ]
-        mapped, outputs = self._mapped(m), []
+        outputs = [np.empty((m, n)) for n, _ in self._outputs]
+        memory, run = self._mapped(m).buffer()
+        for i, a in enumerate(given):
+            memory.set_arg(i, memoryview(a))
+        for j, a in enumerate(outputs):
+            memory.set_res(j, memoryview(a))
         for _ in range(times):
-            outputs = [np.asarray(out) for out in mapped.call(arrays)]
+            run()
             for i, j in self._feedback.items():
-                arrays[i] = outputs[j]
-        return [out if wide else out[:, 0] for out, (_, wide) in zip(outputs, self._outputs, strict=True)]
+                given[i][:] = outputs[j]
+        return [np.array(a.T if wide else a[0], order="C") for a, (_, wide) in zip(outputs, self._outputs, strict=True)]
 
     def _misfit(self, given: tuple[Any, ...]) -> str:
         names = [self.function.name_in(i) for i in range(len(self._inputs))]

@@ -16,7 +16,8 @@ import casadi as ca
 PRELUDE = r"""
 #include <math.h>
 #include <string.h>
-#if defined __AVX512F__
+#if defined LANES
+#elif defined __AVX512F__
 #define LANES 8
 #elif defined __AVX__
 #define LANES 4
@@ -29,16 +30,18 @@ typedef long long mask __attribute__((vector_size(LANES * 8)));
 typedef double row __attribute__((vector_size(LANES * 8), aligned(8), may_alias));
 INLINE lane splat(double a) { lane y; for (int l = 0; l < LANES; ++l) y[l] = a; return y; }
 INLINE lane pick(mask c, lane a) { return (lane)(c & (mask)a); }
-INLINE lane truth(mask c) { return pick(c, splat(1.0)); }
 INLINE lane root(lane a) { lane y; for (int l = 0; l < LANES; ++l) y[l] = sqrt(a[l]); return y; }
+/* fmin and fmax that keep the first of two equals, as the virtual machine's do: of 0 and -0, libm's may keep either */
+INLINE double least(double a, double b) { return a <= b || b != b ? a : b; }
+INLINE double most(double a, double b) { return a >= b || b != b ? a : b; }
 /* through libm, lane by lane */
-#define UNARY(f) static __attribute__((noinline, unused)) lane each_##f(lane a) { \
+#define UNARY(f) static __attribute__((noinline, unused)) lane each_##f(lane a, long w) { \
   double x[LANES]; memcpy(x, &a, sizeof x); \
-  for (int l = 0; l < LANES; ++l) x[l] = f(x[l]); \
+  for (long l = 0; l < w; ++l) x[l] = f(x[l]); \
   memcpy(&a, x, sizeof a); return a; }
-#define BINARY(f) static __attribute__((noinline, unused)) lane each_##f(lane a, lane b) { \
+#define BINARY(f) static __attribute__((noinline, unused)) lane each_##f(lane a, lane b, long w) { \
   double x[LANES], y[LANES]; memcpy(x, &a, sizeof x); memcpy(y, &b, sizeof y); \
-  for (int l = 0; l < LANES; ++l) x[l] = f(x[l], y[l]); \
+  for (long l = 0; l < w; ++l) x[l] = f(x[l], y[l]); \
   memcpy(&a, x, sizeof a); return a; }
 /* columns j..m-1 of `rows` rows, the last one repeated to fill the lanes */
 INLINE void gather(double* pad, const double* p, long rows, long m, long j) {
@@ -56,14 +59,15 @@ _ARITHMETIC = {
     ca.OP_SQ: "{0} * {0}", ca.OP_TWICE: "2.0 * {0}", ca.OP_INV: "1.0 / {0}", ca.OP_ASSIGN: "{0}",
 }  # fmt: skip
 _COMPARISON = {ca.OP_LT: "<", ca.OP_LE: "<=", ca.OP_EQ: "==", ca.OP_NE: "!="}
-_TRUTH = frozenset({*_COMPARISON, ca.OP_NOT})
+_JUNCTION = {ca.OP_AND: "&", ca.OP_OR: "|"}
+_TRUTH = frozenset({*_COMPARISON, *_JUNCTION, ca.OP_NOT})
 _COMMUTE = frozenset({ca.OP_ADD, ca.OP_MUL})
 _UNARY = {
     getattr(ca, f"OP_{name.upper()}"): name
     for name in ("exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "log1p", "expm1",
                  "erf", "fabs", "floor", "ceil")
 }  # fmt: skip
-_BINARY = {ca.OP_POW: "pow", ca.OP_CONSTPOW: "pow", ca.OP_FMIN: "fmin", ca.OP_FMAX: "fmax", ca.OP_ATAN2: "atan2",
+_BINARY = {ca.OP_POW: "pow", ca.OP_CONSTPOW: "pow", ca.OP_FMIN: "least", ca.OP_FMAX: "most", ca.OP_ATAN2: "atan2",
            ca.OP_HYPOT: "hypot", ca.OP_FMOD: "fmod", ca.OP_COPYSIGN: "copysign"}  # fmt: skip
 _LIBM = {**_UNARY, **_BINARY}
 _KNOWN = frozenset({*_ARITHMETIC, *_TRUTH, *_LIBM, ca.OP_SQRT, ca.OP_IF_ELSE_ZERO, ca.OP_INPUT, ca.OP_CONST})
@@ -176,6 +180,8 @@ class Kernel:
             text = _ARITHMETIC[op].format(*a)
         elif op in _COMPARISON:
             text = f"{a[0]} {_COMPARISON[op]} {a[1]}"
+        elif op in _JUNCTION:
+            text = f"{a[0]} {2 * _JUNCTION[op]} {a[1]}"
         elif op == ca.OP_NOT:
             text = f"!{a[0]}"
         elif op == ca.OP_IF_ELSE_ZERO:
@@ -188,16 +194,22 @@ class Kernel:
         """Statement that computes a value of every column; a truth value as k (all bits) beside its v (1 or 0)."""
         op, args, _ = self._graph.values[value]
         if op in _TRUTH:
-            a = [self._lane(x) for x in args]
-            text = f"~{self._mask(args[0])}" if op == ca.OP_NOT else f"{a[0]} {_COMPARISON[op]} {a[1]}"
+            if op in _COMPARISON:
+                text = f" {_COMPARISON[op]} ".join(self._lane(x) for x in args)
+            else:
+                text = (
+                    f" {_JUNCTION[op]} ".join(self._mask(x) for x in args)
+                    if op in _JUNCTION
+                    else f"~{self._mask(args[0])}"
+                )
             return f"const mask k{value} = {text}; const lane v{value} = pick(k{value}, splat(1.0));"
         if op in _ARITHMETIC:
             text = _ARITHMETIC[op].format(*(self._operand(x) for x in args))
         elif op == ca.OP_IF_ELSE_ZERO:
             text = f"pick({self._mask(args[0])}, {self._lane(args[1])})"
         else:
-            called = "root" if op == ca.OP_SQRT else f"each_{_LIBM[op]}"
-            text = f"{called}({', '.join(self._lane(x) for x in args)})"
+            a = ", ".join(self._lane(x) for x in args)
+            text = f"root({a})" if op == ca.OP_SQRT else f"each_{_LIBM[op]}({a}, w)"
         return f"const lane v{value} = {text};"
 
     # ------------------------------------------------------------------------------------------------------- source
@@ -229,7 +241,7 @@ class Kernel:
         after = [f"*(row*)(o{j} + {e} * lr) = {f'q{last[j]}_{e}' if j in last else self._lane(v)};" for j, e, v in wide]
         given = [f"const double* i{i}" for i in self._wide_in] + [f"double* o{j}" for j in self.wide_out]
         return "\n".join([
-            f"static void group(const double* c, {', '.join(given)}, long ld, long lr, long n) {{",
+            f"static void group(const double* c, {', '.join(given)}, long ld, long lr, long n, long w) {{",
             *before, "for (long k = 0; k < n; ++k) {", *during, "}", *after, "}",
         ])  # fmt: skip
 
@@ -254,10 +266,10 @@ class Kernel:
         rest = ", ".join([*(f"p{i}" for i in wide), *(f"r{j}" for j in wide_out)])
         times = "1" if abreast else "n"
         columns = [
-            f"for (long j = 0; j + LANES <= m; j += LANES) group(c, {whole}, m, m, {times});",
+            f"for (long j = 0; j + LANES <= m; j += LANES) group(c, {whole}, m, m, {times}, LANES);",
             "if (m % LANES) {", "const long j = m - m % LANES;",
             *(f"gather(p{i}, {at[i]}, {self._sizes[i]}, m, j);" for i in wide),
-            f"group(c, {rest}, LANES, LANES, {times});",
+            f"group(c, {rest}, LANES, LANES, {times}, m - j);",
             *(f"scatter(o{j}, r{j}, {len(outputs[j])}, m, j);" for j in wide_out), "}",
         ]  # fmt: skip
         body = ["for (long k = 0; k < n; ++k) {", *each, *columns, *ends, *turns, "}"] if abreast else [*columns, *ends]

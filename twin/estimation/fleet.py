@@ -1,0 +1,318 @@
+"""Hundreds of reactors at once: the unscented filter of `twin.estimation.filters` over stacked beliefs.
+
+Same algorithm, same numbers as one reactor at a time (to rounding); only the loop over reactors is gone.
+`predict_fleet` carries every reactor to its next instant, `look_fleet` says what its sensors would read there,
+`fuse_fleet` conditions it on the readings that pass their gates. A reading that does not pass is reported and left
+out: what to make of it is a matter of that reactor's own history, and `twin.estimation.screen` rules on it.
+
+Reactors share the layout of their coordinates and nothing else: each has its own process, drive and instant. One whose
+belief is not finite stays so, alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from filterpy.kalman import MerweScaledSigmaPoints
+from jaxtyping import Bool, Float, Int
+
+from twin.bioreactor import Coordinates, Kinetics, Medium, State, from_coordinates, to_coordinates
+from twin.estimation.belief import N_STATE, Belief, Layout
+from twin.estimation.filters import root
+from twin.estimation.model import BioreactorModel
+from twin.inputs import Drive
+from twin.process import Process
+from twin.transition import advance_many, flat, observe_many
+
+SPREAD = float(np.sqrt(3.0))  # of the sigma points, as in `twin.estimation.filters.ukf`
+COLUMNS = 2048
+"""Sigma points that are worked on at once: so many stay in the cache of a core."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beliefs:
+    """Beliefs of R reactors over one layout of n coordinates."""
+
+    time: Float[np.ndarray, " R"]  # [d since inoculation], of each
+    mean: Float[np.ndarray, "R n"]
+    cov: Float[np.ndarray, "R n n"]
+    repairs: Int[np.ndarray, " R"]
+
+    def __len__(self) -> int:
+        return self.time.size
+
+    def __getitem__(self, reactor: int) -> Belief:
+        """The belief of one reactor."""
+        return Belief(
+            float(self.time[reactor]), self.mean[reactor].copy(), self.cov[reactor].copy(), int(self.repairs[reactor])
+        )
+
+    def __iter__(self) -> Iterator[Belief]:
+        return (self[i] for i in range(len(self)))
+
+    def replaced(self, reactor: int, belief: Belief) -> Beliefs:
+        """These beliefs with that of one reactor put in its place: what its screen, or its replay, made of it."""
+        time, mean, cov, repairs = self.time.copy(), self.mean.copy(), self.cov.copy(), self.repairs.copy()
+        time[reactor], mean[reactor], cov[reactor] = belief.time, belief.mean, belief.cov
+        repairs[reactor] = belief.repairs
+        return Beliefs(time, mean, cov, repairs)
+
+    @property
+    def finite(self) -> Bool[np.ndarray, " R"]:
+        """Whether each belief is of numbers."""
+        return np.isfinite(self.mean).all(1) & np.isfinite(self.cov).all((1, 2))
+
+
+def stack(beliefs: Sequence[Belief]) -> Beliefs:
+    """Beliefs of one layout, stacked. Raises ValueError where their sizes differ or there is none."""
+    if len({b.mean.size for b in beliefs}) != 1:
+        raise ValueError(f"beliefs of one size are expected, got sizes {sorted({b.mean.size for b in beliefs})}")
+    return Beliefs(
+        np.array([b.time for b in beliefs], dtype=float),
+        np.array([b.mean for b in beliefs]),
+        np.array([b.cov for b in beliefs]),
+        np.array([b.repairs for b in beliefs], dtype=int),
+    )
+
+
+class Fleet:
+    """The models of R reactors, the stacked counterpart of `BioreactorModel`; immutable after construction.
+
+    Raises ValueError where a process has another set of sensor errors than the layout.
+    """
+
+    def __init__(self, processes: Sequence[Process], layout: Layout) -> None:
+        self.processes, self.layout = tuple(processes), layout
+        theta = {id(p): flat(p.theta) for p in self.processes}
+        noise = {id(p): _noise(p, layout) for p in self.processes}
+        self.theta = np.array([theta[id(p)] for p in self.processes]).T.copy()  # [p, R]
+        self.noise = np.array([noise[id(p)] for p in self.processes])  # [R, n, n] per day
+        self.learnt = [Kinetics._fields.index(name) for name in layout.parameters]
+        wm, wc = _weights(layout.size)
+        self.wm, self.wc = wm, wc
+
+    def __len__(self) -> int:
+        return len(self.processes)
+
+
+class Outlooks(NamedTuple):
+    """Predicted readings of k channels (noise apart) of R reactors, and how they go with the coordinates."""
+
+    mean: Float[np.ndarray, "R k"]  # on the compared scale of each channel
+    cov: Float[np.ndarray, "R k k"]
+    cross: Float[np.ndarray, "R n k"]  # covariance of the coordinates with them
+
+
+class Innovations(NamedTuple):
+    """What readings said against what was expected of them, [R, k]; NaN where there was none."""
+
+    residual: Float[np.ndarray, "R k"]  # on the compared scale
+    s: Float[np.ndarray, "R k"]  # its variance under the model
+    ratio: Float[np.ndarray, "R k"]  # |residual| over its gate: above 1 the reading is not believed
+    accepted: Bool[np.ndarray, "R k"]
+
+
+Span: TypeAlias = float | Float[np.ndarray, " R"]
+
+
+def predict_fleet(fleet: Fleet, beliefs: Beliefs, drives: Sequence[Drive], until: Span) -> Beliefs:
+    """Every belief carried to `until` [d], one for all or one for each, with the drive of its reactor held.
+
+    Where no time passes a belief stays as it is. Reactors that step by the same span are stepped together: those of a
+    synchronous fleet in one go. Raises ValueError where the numbers of reactors differ.
+    """
+    _same_number(fleet, beliefs, drives)
+    spans = np.broadcast_to(np.asarray(until, dtype=float), beliefs.time.shape) - beliefs.time
+    control = np.array([d.control for d in drives], dtype=float).T
+    medium = np.array([d.medium for d in drives], dtype=float).T
+    mean, cov, repairs = beliefs.mean.copy(), beliefs.cov.copy(), beliefs.repairs.copy()
+    for span in np.unique(spans[spans > 0.0]):
+        for rows in _blocks(np.flatnonzero(spans == span), fleet):
+            mean[rows], cov[rows], repaired = _carried(
+                fleet, rows, mean[rows], cov[rows], control[:, rows], medium[:, rows], float(span)
+            )
+            repairs[rows] += repaired
+    return Beliefs(np.where(spans > 0.0, beliefs.time + spans, beliefs.time), mean, cov, repairs)
+
+
+def look_fleet(fleet: Fleet, beliefs: Beliefs, channels: Sequence[str]) -> Outlooks:
+    """What the sensors of all reactors would read now. Raises KeyError for an unknown channel."""
+    k = len(channels)
+    observe, errors = observe_many(tuple(channels)), _error_rows(fleet, channels)
+    out = Outlooks(
+        np.empty((len(beliefs), k)), np.empty((len(beliefs), k, k)), np.empty((len(beliefs), fleet.layout.size, k))
+    )
+    for rows in _blocks(np.arange(len(beliefs)), fleet):
+        factor, _ = _roots(beliefs.cov[rows])
+        points = _sigma_points(beliefs.mean[rows], factor)
+        n, b, w = points.shape
+        columns = points.reshape(n, -1)
+        own = np.zeros((k, b * w))
+        for row, error in errors:
+            own[row] = columns[error]
+        z = observe(_physical(columns), _theta(fleet, rows, points), own).reshape(k, b, w).transpose(1, 0, 2)
+        centre, dz = _centred(z, fleet.wm)
+        out.mean[rows] = centre
+        out.cov[rows] = (dz * fleet.wc) @ dz.transpose(0, 2, 1)
+        out.cross[rows] = _with_coordinates(dz, factor, fleet.wc[-1]).transpose(0, 2, 1)
+    return out
+
+
+def fuse_fleet(
+    beliefs: Beliefs,
+    outlooks: Outlooks,
+    y: Float[np.ndarray, "R k"],
+    r: Float[np.ndarray, "#R k"],
+    gate: Float[np.ndarray, "#R k"],
+) -> tuple[Beliefs, Innovations]:
+    """Readings of one instant into the beliefs: those that pass ``|innovation| <= gate sqrt(S)``, channel by channel.
+
+    `y` is on the compared scales, NaN where a reactor has no reading of a channel; `r` is the variance of the noise
+    there, `gate` in standard deviations. As in `twin.estimation.screen.fuse` each reading is held against the belief
+    that the accepted ones before it left.
+    """
+    count, k = y.shape
+    r, gate = np.broadcast_to(r, y.shape), np.broadcast_to(gate, y.shape)
+    mean, cov = outlooks.mean.copy(), outlooks.cov.copy()
+    cross = outlooks.cross.copy()
+    residual, s = y - mean, np.empty((count, k))
+    taken = np.zeros((count, k), dtype=bool)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for j in range(k):
+            s[:, j] = np.maximum(cov[:, j, j], 0.0) + r[:, j]
+            residual[:, j] = y[:, j] - mean[:, j]
+            taken[:, j] = np.abs(residual[:, j]) <= gate[:, j] * np.sqrt(s[:, j])  # NaN is not taken
+            # what later readings have in common with this one, where it is taken in
+            share = np.where(taken[:, j, None], cov[:, j, j + 1 :] / s[:, j, None], 0.0)
+            mean[:, j + 1 :] += share * np.where(taken[:, j], residual[:, j], 0.0)[:, None]
+            cov[:, j + 1 :, j + 1 :] -= share[:, :, None] * cov[:, None, j, j + 1 :]
+            cross[:, :, j + 1 :] -= cross[:, :, j, None] * share[:, None, :]
+        ratio = np.abs(residual) / (gate * np.sqrt(s))
+        weight = np.where(taken, 1.0 / s, 0.0)
+    informed = taken.any(1)
+    gain = np.where(taken[:, None, :], cross, 0.0) * weight[:, None, :]  # [R, n, k]
+    shift = (gain @ np.where(taken, residual, 0.0)[:, :, None])[:, :, 0]
+    shrink = gain @ np.where(taken[:, None, :], cross, 0.0).transpose(0, 2, 1)
+    after = Beliefs(
+        beliefs.time,
+        np.where(informed[:, None], beliefs.mean + shift, beliefs.mean),
+        np.where(informed[:, None, None], beliefs.cov - (shrink + shrink.transpose(0, 2, 1)) / 2.0, beliefs.cov),
+        beliefs.repairs,
+    )
+    absent = np.isnan(y)
+    return after, Innovations(residual, np.where(absent, np.nan, s), ratio, taken)
+
+
+# --- blocks of reactors ------------------------------------------------------------------------------------------------
+
+
+def _carried(
+    fleet: Fleet, rows: np.ndarray, mean: np.ndarray, cov: np.ndarray, control: np.ndarray, medium: np.ndarray,
+    span: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Mean and covariance of some reactors `span` days on, and which covariances had to be repaired."""
+    factor, repaired = _roots(cov)
+    points = _sigma_points(mean, factor)
+    n, b, w = points.shape
+    theta = _theta(fleet, rows, points)
+    theta[-len(Medium._fields) :] = np.repeat(medium, w, axis=1)
+    carried = advance_many()(
+        _physical(points.reshape(n, -1)), np.repeat(control, w, axis=1), theta, span
+    )
+    moved = _logarithms(carried).reshape(N_STATE, b, w).transpose(1, 0, 2)
+    centre, d = _centred(moved, fleet.wm)
+    with_all = _with_coordinates(d, factor, fleet.wc[-1])
+    out_mean, out = mean.copy(), np.empty_like(cov)
+    out_mean[:, :N_STATE] = centre
+    # learnt parameters and sensor errors stay where they are: their covariance is what it was
+    out[:, N_STATE:, N_STATE:] = cov[:, N_STATE:, N_STATE:]
+    for i in np.flatnonzero(repaired):
+        out[i, N_STATE:, N_STATE:] = (factor[i].T @ factor[i])[N_STATE:, N_STATE:]
+    out[:, :N_STATE, N_STATE:] = with_all[:, :, N_STATE:]
+    out[:, N_STATE:, :N_STATE] = with_all[:, :, N_STATE:].transpose(0, 2, 1)
+    out[:, :N_STATE, :N_STATE] = (d * fleet.wc) @ d.transpose(0, 2, 1)
+    out += fleet.noise[rows] * span
+    return out_mean, (out + out.transpose(0, 2, 1)) / 2.0, repaired
+
+
+def _roots(cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Upper Cholesky factors [b, n, n], and which covariances had lost definiteness and were repaired."""
+    try:
+        return np.linalg.cholesky(cov, upper=True), np.zeros(len(cov), dtype=bool)
+    except np.linalg.LinAlgError:  # one of them: find it, mend it
+        each = [root(c) for c in cov]
+        return np.array([factor for factor, _ in each]), np.array([mended for _, mended in each])
+
+
+def _sigma_points(mean: np.ndarray, factor: np.ndarray) -> Float[np.ndarray, "n b w"]:
+    """Points of all reactors: centre, +, -."""
+    b, n = mean.shape
+    points = np.empty((n, b, 2 * n + 1))
+    offsets = SPREAD * factor.transpose(2, 0, 1)
+    centre = mean.T[:, :, None]
+    points[:, :, :1] = centre
+    points[:, :, 1 : n + 1] = centre + offsets
+    points[:, :, n + 1 :] = centre - offsets
+    return points
+
+
+def _theta(fleet: Fleet, rows: np.ndarray, points: np.ndarray) -> Float[np.ndarray, "p m"]:
+    """Flat theta of every point; the medium is the process's own."""
+    theta = np.repeat(fleet.theta[:, rows], points.shape[2], axis=1)
+    learnt = points[N_STATE : fleet.layout.error_start]
+    theta[fleet.learnt] = np.exp(learnt).reshape(len(learnt), -1)
+    return theta
+
+
+def _physical(columns: np.ndarray) -> np.ndarray:
+    return np.array(from_coordinates(Coordinates(*np.exp(columns[:N_STATE]))))
+
+
+def _logarithms(states: np.ndarray) -> np.ndarray:
+    return np.log(np.array(to_coordinates(State(*states))))
+
+
+def _centred(values: np.ndarray, wm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [b, k] of values [b, k, w], and what each differs from it; taken about the central point for its digits."""
+    d = values - values[:, :, :1]
+    off = d @ wm
+    return values[:, :, 0] + off, d - off[:, :, None]
+
+
+def _with_coordinates(d: np.ndarray, factor: np.ndarray, weight: float) -> Float[np.ndarray, "b k n"]:
+    """Covariance of values (deviations [b, k, w]) with the coordinates: sigma points lie in pairs along the factor."""
+    n = factor.shape[-1]
+    return weight * SPREAD * (d[:, :, 1 : n + 1] - d[:, :, n + 1 :]) @ factor
+
+
+def _blocks(rows: np.ndarray, fleet: Fleet) -> Iterator[np.ndarray]:
+    each = max(1, COLUMNS // (2 * fleet.layout.size + 1))
+    return (rows[i : i + each] for i in range(0, rows.size, each))
+
+
+@lru_cache
+def _weights(n: int) -> tuple[np.ndarray, np.ndarray]:
+    points = MerweScaledSigmaPoints(n, alpha=1.0, beta=2.0, kappa=3.0 - n)
+    return np.asarray(points.Wm, dtype=float), np.asarray(points.Wc, dtype=float)
+
+
+def _noise(process: Process, layout: Layout) -> np.ndarray:
+    """Covariance that the process gathers in a day [n, n]."""
+    anywhere = Belief(0.0, np.zeros(layout.size), np.eye(layout.size))
+    return BioreactorModel(process, layout).process_noise(anywhere, 1.0)
+
+
+def _error_rows(fleet: Fleet, channels: Sequence[str]) -> list[tuple[int, int]]:
+    """(row among the channels, coordinate of its sensor's own error), of channels that have one."""
+    sensors, start = fleet.processes[0].sensors, fleet.layout.error_start
+    named = [(row, sensors[c].error) for row, c in enumerate(channels) if c in sensors]
+    return [(row, start + fleet.layout.errors.index(e.name)) for row, e in named if e is not None]
+
+
+def _same_number(fleet: Fleet, beliefs: Beliefs, drives: Sequence[Drive]) -> None:
+    if not len(fleet) == len(beliefs) == len(drives):
+        raise ValueError(f"a fleet of {len(fleet)}, {len(beliefs)} beliefs and {len(drives)} drives do not match")

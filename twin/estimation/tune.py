@@ -1,0 +1,255 @@
+"""Process and measurement noise from historical batches: the multipliers that make their innovations most likely.
+
+The log-likelihood of a batch is the sum over its readings of ln N(innovation; 0, S), each conditional on all before it
+(prediction-error decomposition, Schweppe 1965), wild ones clipped. Noises are scaled in groups, `Knob`, and the logarithm
+of every multiplier carries a weak normal prior about 0, so that a knob of which the data say nothing stays where it was.
+The search is COBYQA (Ragonneau 2022): trust regions, quadratic models, no derivatives.
+
+Only the noise is tuned: kinetics, initial state and sensor errors at calibration stay as configured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import Bounds, minimize
+
+from twin.batch import start
+from twin.bioreactor import Coordinates
+from twin.estimation.screen import Innovation
+from twin.evidence import Measurement
+from twin.history import Batch, Checkpoint, absorb, instants
+from twin.process import Process
+from twin.sensors import SensorError
+
+CLIP_NIS = 36.0
+"""One wild reading does not decide a likelihood."""
+
+PULL = 1.0
+"""Standard deviation of the prior of ln multiplier: a factor of e either way is nothing unusual."""
+
+REACH = 3.0
+"""Largest |ln multiplier| looked at."""
+
+ENOUGH = 8
+"""A sensor with fewer readings in all batches is left as it is."""
+
+MINUTE = 1.0 / 1440.0
+
+
+class Knob(NamedTuple):
+    """Noises that are scaled together."""
+
+    name: str
+    noise: tuple[str, ...] = ()  # process noise of these `Coordinates`
+    sd: tuple[str, ...] = ()  # noise of readings of these channels
+    walk: tuple[str, ...] = ()  # walk of the errors of these channels' sensors
+    parameters: bool = False  # walk of the donor parameters
+
+
+KNOBS = (
+    Knob("growth", noise=("viable",)),
+    Knob("death", noise=("dead",)),
+    Knob("carbon", noise=("glucose", "lactate")),
+    Knob("nitrogen", noise=("glutamine", "ammonia")),
+    Knob("phenotype", noise=("car_odds", "exhausted")),
+    Knob("strong_ion", noise=("strong_ion",)),
+    Knob("volume", noise=("volume",)),
+    Knob("parameter_walk", parameters=True),
+    Knob("counter", sd=("viable_density", "dead_density", "total_density", "viability")),
+    Knob("analyser", sd=("glucose", "lactate", "glutamine", "ammonia")),
+    Knob("immunoassay", sd=("cytokine",)),
+    Knob("cytometer", sd=("car_fraction", "exhausted_fraction")),
+    Knob("capacitance", sd=("capacitance",)),
+    Knob("capacitance_walk", walk=("capacitance",)),
+    Knob("raman", sd=("raman_glucose", "raman_lactate")),
+    Knob("raman_walk", walk=("raman_glucose", "raman_lactate")),
+    Knob("ph", sd=("ph",)),
+    Knob("ph_walk", walk=("ph",)),
+    Knob("do", sd=("do",)),
+    Knob("do_walk", walk=("do",)),
+    Knob("oxygen_uptake", sd=("oxygen_uptake",)),
+    Knob("oxygen_uptake_walk", walk=("oxygen_uptake",)),
+    Knob("weight", sd=("weight",)),
+)
+"""One a device and one a kind of unexplained biology. Cytokine, doublings and activation keep their process noise: no
+routine reading tells it from that of growth."""
+
+_VOLUME = frozenset({"weight"})
+_GAS = frozenset({"ph", "do", "oxygen_uptake"})
+_NEEDS: Mapping[str, frozenset[str]] = {
+    "death": frozenset({"viability", "dead_density", "total_density"}),
+    "carbon": frozenset({"glucose", "lactate", "raman_glucose", "raman_lactate"}),
+    "nitrogen": frozenset({"glutamine", "ammonia"}),
+    "phenotype": frozenset({"car_fraction", "exhausted_fraction"}),
+    "strong_ion": frozenset({"ph"}),
+    "volume": _VOLUME,
+}
+"""Channels of which a kind of process noise needs at least one, else nothing speaks of it."""
+
+
+class Score(NamedTuple):
+    """How likely the readings of some batches were."""
+
+    log_likelihood: float
+    readings: int
+    nis: Mapping[str, float]  # mean over the readings of a channel, wild ones clipped; 1 when the noise is right
+
+    @property
+    def per_reading(self) -> float:
+        """Nats a reading; NaN without any."""
+        return self.log_likelihood / self.readings if self.readings else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a search found."""
+
+    process: Process  # with the tuned noise
+    multipliers: Mapping[str, float]  # by knob
+    evaluations: int
+    converged: bool  # False: the evaluations were used up
+
+
+def log_likelihood(innovations: Iterable[Innovation]) -> float:
+    """Gaussian log-likelihood of innovations in nats, wild ones clipped."""
+    return float(sum(-0.5 * (np.log(2.0 * np.pi * i.s) + min(i.nis, CLIP_NIS)) for i in innovations))
+
+
+def prepared(batch: Batch) -> Batch:
+    """A batch whose readings within one minute are of one instant: several times faster to go through again.
+
+    Nothing moves by more than half a minute, and no reading past a change of the inputs or a calibration.
+    """
+    turns = np.array(sorted({*batch.course.since, *(when for when, _ in batch.course.calibrations)}))
+
+    def moved(m: Measurement) -> Measurement:
+        at = round(m.sampled_at / MINUTE) * MINUTE
+        low, high = sorted((at, m.sampled_at))
+        return m if ((turns >= low) & (turns <= high)).any() else replace(m, sampled_at=at)
+
+    evidence = sorted(map(moved, batch.evidence), key=lambda m: (m.sampled_at, m.channel, m.id))
+    return replace(batch, evidence=tuple(evidence), checkpoints=(), innovations=())
+
+
+def innovations(batch: Batch, process: Process) -> list[Innovation]:
+    """What the batch's readings would have said under another process: prior, filter and screen begin anew."""
+    anew = replace(start(batch.id, process, batch.donor_prior, batch.filter.name), course=batch.course)
+    point, found = Checkpoint(0, anew.prior), list[Innovation]()
+    for group in instants(batch.evidence):
+        point, new = absorb(anew, point, group)
+        found += new
+    return found
+
+
+def score(process: Process, batches: Sequence[Batch]) -> Score:
+    """Log-likelihood of all readings of `batches` under `process`; a batch keeps its own initial volume."""
+    found = [i for b in batches for i in innovations(b, in_vessel(process, b))]
+    by_channel: dict[str, list[float]] = {}
+    for i in found:
+        by_channel.setdefault(i.channel, []).append(min(i.nis, CLIP_NIS))
+    return Score(log_likelihood(found), len(found), {k: float(np.mean(v)) for k, v in sorted(by_channel.items())})
+
+
+def in_vessel(process: Process, batch: Batch) -> Process:
+    volume = batch.process.initial.volume
+    return replace(process, initial=process.initial._replace(volume=volume))
+
+
+def relevant(process: Process, batches: Sequence[Batch], knobs: Sequence[Knob] = KNOBS) -> tuple[Knob, ...]:
+    """The knobs of which the batches' readings can say something, sensors that the process lacks left out."""
+    counts = Counter(m.channel for b in batches for m in b.evidence if m.channel in process.sensors and m.sd is None)
+    measured = {m.channel for b in batches for m in b.evidence if m.channel in process.sensors}
+    enough = {c for c, n in counts.items() if n >= ENOUGH}
+    found: list[Knob] = []
+    for knob in knobs:
+        sd = tuple(c for c in knob.sd if c in enough)
+        walk = tuple(c for c in knob.walk if c in enough and process.sensors[c].error is not None)
+        spoken_of = bool(measured) and (knob.name not in _NEEDS or not measured.isdisjoint(_NEEDS[knob.name]))
+        if sd or walk or ((knob.noise or knob.parameters) and spoken_of):
+            found.append(knob._replace(sd=sd, walk=walk))
+    return tuple(found)
+
+
+def turned(process: Process, knobs: Sequence[Knob], multipliers: Sequence[float]) -> Process:
+    """The process with the noises of every knob scaled."""
+    noise, sensors, parameter_walk = process.noise._asdict(), dict(process.sensors), process.parameter_walk
+    for knob, factor in zip(knobs, multipliers, strict=True):
+        for name in knob.noise:
+            noise[name] *= factor
+        for channel in knob.sd:
+            sensors[channel] = replace(sensors[channel], sd=sensors[channel].sd * factor)
+        for channel in knob.walk:
+            error = sensors[channel].error
+            if error is not None:
+                wider = SensorError(error.name, error.sd, error.walk * factor)
+                sensors[channel] = replace(sensors[channel], error=wider)
+        if knob.parameters:
+            parameter_walk *= factor
+    return replace(process, noise=Coordinates(**noise), sensors=sensors, parameter_walk=parameter_walk)
+
+
+def matched(process: Process, knob: Knob, found: Iterable[Innovation]) -> float:
+    """Multiplier of a knob of reading noise that makes mean squared innovations what they should be (Mehra 1972).
+
+    Innovation variance left to the noise of the reading, over what the noise was. Half to twice, 1 for other knobs: a
+    place to begin, since a wrong process noise shows in the innovations as well.
+    """
+    ratios = [
+        1.0 + (i.residual**2 - i.s) / process.sensors[i.channel].sd ** 2
+        for i in found
+        if i.channel in knob.sd and i.nis < CLIP_NIS
+    ]
+    return float(np.sqrt(np.clip(np.mean(ratios), 0.25, 4.0))) if ratios else 1.0
+
+
+def tune(
+    process: Process,
+    batches: Sequence[Batch],
+    knobs: Sequence[Knob] | None = None,
+    *,
+    evaluations: int = 250,
+    pull: float = PULL,
+    tick: Callable[[float], None] = lambda gained: None,
+) -> Tuned:
+    """The noise under which the readings of `batches` (as `prepared`) are most likely, prior included. Deterministic.
+
+    Args:
+        process: where the search begins and what the prior is about.
+        batches: with all their evidence; filter and donor prior are the batches' own.
+        knobs: what to scale; None: all that are `relevant`.
+        evaluations: of the likelihood, at most; each goes through every batch once.
+        pull: standard deviation of the prior of ln multiplier.
+        tick: called after every evaluation with the best gain in log posterior so far [nats].
+
+    Raises ValueError when there is nothing to tune.
+    """
+    chosen = relevant(process, batches, tuple(knobs or KNOBS))
+    if not chosen:
+        raise ValueError("no batch has a reading whose channel has a sensor in the process")
+    found = [i for b in batches for i in innovations(b, in_vessel(process, b))]
+    reference, begin = log_likelihood(found), [matched(process, k, found) for k in chosen]
+    best, spent = 0.0, 0
+
+    def loss(logs: np.ndarray) -> float:
+        nonlocal best, spent
+        gained = score(turned(process, chosen, np.exp(logs)), batches).log_likelihood - reference
+        gained -= 0.5 * float(np.sum(np.square(logs))) / pull**2
+        best, spent = max(best, gained), spent + 1
+        tick(best)
+        return -gained
+
+    bounds = Bounds(np.full(len(chosen), -REACH), np.full(len(chosen), REACH))
+    options = {"maxfev": evaluations, "initial_tr_radius": 0.5, "final_tr_radius": 0.03}
+    result = minimize(loss, np.log(begin), method="COBYQA", bounds=bounds, options=options)
+    multipliers = np.exp(result.x)
+    return Tuned(
+        turned(process, chosen, multipliers),
+        {k.name: float(m) for k, m in zip(chosen, multipliers, strict=True)},
+        spent,
+        bool(result.success),
+    )
