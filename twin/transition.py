@@ -33,6 +33,11 @@ Tangents = Callable[[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray, np.n
 -> (state [13], where the directions lead [13, k])."""
 Observe = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(states [13, m], theta [53, m], sensor errors [channels, m]) -> predicted readings [channels, m] on the compared scale."""
+ObserveTangents = Callable[
+    [np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]
+]
+"""(state [13], theta [53], sensor errors [channels], directions of the state [13, k], of the kinetics [34, k] and of the
+errors [channels, k]) -> (readings [channels], where the directions lead [channels, k])."""
 
 
 class Symbols(NamedTuple):
@@ -62,26 +67,36 @@ def flat(theta: Theta) -> Float[np.ndarray, " p"]:
     return np.array([*theta.cell, *theta.vessel, *theta.medium], dtype=float)
 
 
+def _function(name: str, inputs: dict[str, Any], *outputs: Any) -> Any:
+    """CasADi function with named inputs and dense outputs."""
+    dense = [ca.densify(out) for out in outputs]
+    return ca.Function(name, [*inputs.values()], dense, [*inputs], [f"out{j}" for j in range(len(dense))])
+
+
+def _inputs(**sizes: int) -> dict[str, Any]:
+    return {name: ca.SX.sym(name, n) for name, n in sizes.items()}
+
+
 @cache
 def step_function() -> Any:
     """CasADi function of one floored RK4 step: (x, u, theta, dt) -> x."""
-    s = symbols()
-    dt = ca.SX.sym("dt")
-    x, u, theta = s.unpack()
+    inputs = _inputs(x=N_X, u=N_U, theta=N_THETA, dt=1)
+    *s, dt = inputs.values()
+    x, u, theta = Symbols(*s).unpack()
     # not fmax, which would turn NaN into the floor: what is not a number must stay so, for the gates to see
     stepped = [
         ca.if_else(value < floor, floor, value) for value, floor in zip(rk4(x, u, theta, dt), FLOOR, strict=True)
     ]
-    return ca.Function("celltwin_step", [*s, dt], [ca.vertcat(*stepped)], ["x", "u", "theta", "dt"], ["x_next"])
+    return _function("celltwin_step", inputs, ca.vertcat(*stepped))
 
 
 @cache
 def jacobian_function() -> Any:
     """CasADi function of the step with its derivatives: (x, u, theta, dt) -> x, dx/dx, dx/dtheta[cell]."""
-    args = [ca.SX.sym(n, k) for n, k in (("x", N_X), ("u", N_U), ("theta", N_THETA), ("dt", 1))]
-    out = step_function()(*args)
-    wrt_theta = ca.densify(ca.jacobian(out, args[2])[:, :N_CELL])
-    return ca.Function("step_jacobian", args, [out, ca.densify(ca.jacobian(out, args[0])), wrt_theta])
+    inputs = _inputs(x=N_X, u=N_U, theta=N_THETA, dt=1)
+    out = step_function()(*inputs.values())
+    by_theta = ca.jacobian(out, inputs["theta"])[:, :N_CELL]
+    return _function("celltwin_jacobian", inputs, out, ca.jacobian(out, inputs["x"]), by_theta)
 
 
 @cache
@@ -90,14 +105,11 @@ def tangent_function() -> Any:
 
     `dcell` is the direction in the kinetics theta[cell]; control, vessel and medium are held.
     """
-    args = [ca.SX.sym(n, k) for n, k in (("x", N_X), ("u", N_U), ("theta", N_THETA), ("dt", 1), ("dx", N_X), ("dcell", N_CELL))]  # fmt: skip
-    x, u, theta, dt, dx, dcell = args
+    inputs = _inputs(x=N_X, u=N_U, theta=N_THETA, dt=1, dx=N_X, dcell=N_CELL)
+    x, u, theta, dt, dx, dcell = inputs.values()
     out = step_function()(x, u, theta, dt)
     direction = ca.vertcat(dx, dcell, ca.SX.zeros(N_THETA - N_CELL))
-    moved = ca.densify(ca.jtimes(out, ca.vertcat(x, theta), direction))
-    return ca.Function(
-        "celltwin_tangent", args, [out, moved], ["x", "u", "theta", "dt", "dx", "dcell"], ["x_next", "dx_next"]
-    )
+    return _function("celltwin_tangent", inputs, out, ca.jtimes(out, ca.vertcat(x, theta), direction))
 
 
 @cache
@@ -107,7 +119,18 @@ def observer_function(channels: tuple[str, ...]) -> Any:
     x, _, theta = s.unpack()
     phys = physiology(x, theta)
     readings = [compared(c, CHANNELS[c].observe(x, phys, errors[i])) for i, c in enumerate(channels)]
-    return ca.Function("celltwin_observer", [s.x, s.theta, errors], [ca.densify(ca.vertcat(*readings))], ["x", "theta", "errors"], ["z"])  # fmt: skip
+    return _function("celltwin_observer", {"x": s.x, "theta": s.theta, "errors": errors}, ca.vertcat(*readings))
+
+
+@cache
+def observer_tangent_function(channels: tuple[str, ...]) -> Any:
+    """CasADi function of the readings and of one direction through them: (x, theta, errors, dx, dcell, derrors) -> z, dz."""
+    k = len(channels)
+    inputs = _inputs(x=N_X, theta=N_THETA, errors=k, dx=N_X, dcell=N_CELL, derrors=k)
+    x, theta, errors, dx, dcell, derrors = inputs.values()
+    z = observer_function(channels)(x, theta, errors)
+    direction = ca.vertcat(dx, dcell, ca.SX.zeros(N_THETA - N_CELL), derrors)
+    return _function("celltwin_observer_tangent", inputs, z, ca.jtimes(z, ca.vertcat(x, theta, errors), direction))
 
 
 @cache
@@ -146,11 +169,28 @@ def advance_tangents(longest: float = STEP, compiled: bool = True) -> Tangents:
 
 @cache
 def observe_many(channels: tuple[str, ...], compiled: bool = True) -> Observe:
-    """`Observe` of these channels together; a channel without an error of its own reads none from its row."""
+    """`Observe` of these channels together; the error of a sensor that has none is 0.
+
+    Each tuple of channels is a build of its own (cached): ask for the channels of a process, and pick rows.
+    """
     columns = Columns(observer_function(channels), compiled=compiled)
 
     def observe(x: np.ndarray, theta: np.ndarray, errors: np.ndarray) -> np.ndarray:
         return columns(x, theta, errors)[0]
+
+    return observe
+
+
+@cache
+def observe_tangents(channels: tuple[str, ...], compiled: bool = True) -> ObserveTangents:
+    """`ObserveTangents` of these channels together: the exact derivative of `observe_many`, all directions at once."""
+    columns = Columns(observer_tangent_function(channels), {0, 1, 2}, compiled=compiled)
+
+    def observe(
+        x: np.ndarray, theta: np.ndarray, errors: np.ndarray, dx: np.ndarray, dcell: np.ndarray, derrors: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        z, moved = columns(x, theta, errors, dx, dcell, derrors)
+        return z, moved
 
     return observe
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -92,8 +91,9 @@ class Fleet:
         self.theta = np.array([theta[id(p)] for p in self.processes]).T.copy()  # [p, R]
         self.noise = np.array([noise[id(p)] for p in self.processes])  # [R, n, n] per day
         self.learnt = [Kinetics._fields.index(name) for name in layout.parameters]
-        wm, wc = _weights(layout.size)
-        self.wm, self.wc = wm, wc
+        points = MerweScaledSigmaPoints(layout.size, alpha=1.0, beta=2.0, kappa=3.0 - layout.size)
+        self.weight = float(points.Wc[-1])  # of each sigma point but the central one
+        self.excess = float(np.sum(points.Wc)) - 2.0
 
     def __len__(self) -> int:
         return len(self.processes)
@@ -155,10 +155,8 @@ def look_fleet(fleet: Fleet, beliefs: Beliefs, channels: Sequence[str]) -> Outlo
         for row, error in errors:
             own[row] = columns[error]
         z = observe(_physical(columns), _theta(fleet, rows, points), own).reshape(k, b, w).transpose(1, 0, 2)
-        centre, dz = _centred(z, fleet.wm)
-        out.mean[rows] = centre
-        out.cov[rows] = (dz * fleet.wc) @ dz.transpose(0, 2, 1)
-        out.cross[rows] = _with_coordinates(dz, factor, fleet.wc[-1]).transpose(0, 2, 1)
+        out.mean[rows], out.cov[rows], paired = _moments(fleet, z)
+        out.cross[rows] = factor @ paired.transpose(0, 2, 1)
     return out
 
 
@@ -177,34 +175,28 @@ def fuse_fleet(
     """
     count, k = y.shape
     r, gate = np.broadcast_to(r, y.shape), np.broadcast_to(gate, y.shape)
-    mean, cov = outlooks.mean.copy(), outlooks.cov.copy()
-    cross = outlooks.cross.copy()
-    residual, s = y - mean, np.empty((count, k))
-    taken = np.zeros((count, k), dtype=bool)
+    expected, cov, cross = outlooks.mean.copy(), outlooks.cov.copy(), outlooks.cross.transpose(0, 2, 1).copy()
+    residual, s, taken = np.empty((count, k)), np.empty((count, k)), np.zeros((count, k), dtype=bool)
     with np.errstate(invalid="ignore", divide="ignore"):
         for j in range(k):
             s[:, j] = np.maximum(cov[:, j, j], 0.0) + r[:, j]
-            residual[:, j] = y[:, j] - mean[:, j]
-            taken[:, j] = np.abs(residual[:, j]) <= gate[:, j] * np.sqrt(s[:, j])  # NaN is not taken
+            residual[:, j] = y[:, j] - expected[:, j]
+            taken[:, j] = np.abs(residual[:, j]) <= gate[:, j] * np.sqrt(s[:, j])  # a NaN is not taken
             # what later readings have in common with this one, where it is taken in
             share = np.where(taken[:, j, None], cov[:, j, j + 1 :] / s[:, j, None], 0.0)
-            mean[:, j + 1 :] += share * np.where(taken[:, j], residual[:, j], 0.0)[:, None]
+            expected[:, j + 1 :] += share * np.where(taken[:, j], residual[:, j], 0.0)[:, None]
             cov[:, j + 1 :, j + 1 :] -= share[:, :, None] * cov[:, None, j, j + 1 :]
-            cross[:, :, j + 1 :] -= cross[:, :, j, None] * share[:, None, :]
+            cross[:, j + 1 :] -= share[:, :, None] * cross[:, None, j]
         ratio = np.abs(residual) / (gate * np.sqrt(s))
-        weight = np.where(taken, 1.0 / s, 0.0)
-    informed = taken.any(1)
-    gain = np.where(taken[:, None, :], cross, 0.0) * weight[:, None, :]  # [R, n, k]
-    shift = (gain @ np.where(taken, residual, 0.0)[:, :, None])[:, :, 0]
-    shrink = gain @ np.where(taken[:, None, :], cross, 0.0).transpose(0, 2, 1)
-    after = Beliefs(
-        beliefs.time,
-        np.where(informed[:, None], beliefs.mean + shift, beliefs.mean),
-        np.where(informed[:, None, None], beliefs.cov - (shrink + shrink.transpose(0, 2, 1)) / 2.0, beliefs.cov),
-        beliefs.repairs,
-    )
-    absent = np.isnan(y)
-    return after, Innovations(residual, np.where(absent, np.nan, s), ratio, taken)
+        # each reading's own part: along `told`, orthogonal to the readings before it
+        told = np.where(taken[:, :, None], cross / np.sqrt(s)[:, :, None], 0.0)
+        by = np.where(taken, residual / np.sqrt(s), 0.0)
+    mean, after = beliefs.mean + (by[:, None, :] @ told)[:, 0], np.empty_like(beliefs.cov)
+    for i in range(0, count, 32):
+        part = told[i : i + 32]
+        np.subtract(beliefs.cov[i : i + 32], part.transpose(0, 2, 1) @ part, out=after[i : i + 32])
+    s[np.isnan(y)] = np.nan
+    return Beliefs(beliefs.time, mean, after, beliefs.repairs), Innovations(residual, s, ratio, taken)
 
 
 # --- blocks of reactors ------------------------------------------------------------------------------------------------
@@ -216,47 +208,44 @@ def _carried(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Mean and covariance of some reactors `span` days on, and which covariances had to be repaired."""
     factor, repaired = _roots(cov)
-    points = _sigma_points(mean, factor)
+    resting = slice(fleet.layout.error_start, None)
+    points = _sigma_points(mean, factor[:, :, : resting.start])  # the others move as the centre does
     n, b, w = points.shape
     theta = _theta(fleet, rows, points)
     theta[-len(Medium._fields) :] = np.repeat(medium, w, axis=1)
-    carried = advance_many()(
-        _physical(points.reshape(n, -1)), np.repeat(control, w, axis=1), theta, span
-    )
+    carried = advance_many()(_physical(points.reshape(n, -1)), np.repeat(control, w, axis=1), theta, span)
     moved = _logarithms(carried).reshape(N_STATE, b, w).transpose(1, 0, 2)
-    centre, d = _centred(moved, fleet.wm)
-    with_all = _with_coordinates(d, factor, fleet.wc[-1])
+    centre, own, paired = _moments(fleet, moved)
     out_mean, out = mean.copy(), np.empty_like(cov)
     out_mean[:, :N_STATE] = centre
-    # learnt parameters and sensor errors stay where they are: their covariance is what it was
-    out[:, N_STATE:, N_STATE:] = cov[:, N_STATE:, N_STATE:]
+    out[:, N_STATE:, N_STATE:] = cov[:, N_STATE:, N_STATE:]  # walks: what they were, and their noise
     for i in np.flatnonzero(repaired):
-        out[i, N_STATE:, N_STATE:] = (factor[i].T @ factor[i])[N_STATE:, N_STATE:]
-    out[:, :N_STATE, N_STATE:] = with_all[:, :, N_STATE:]
-    out[:, N_STATE:, :N_STATE] = with_all[:, :, N_STATE:].transpose(0, 2, 1)
-    out[:, :N_STATE, :N_STATE] = (d * fleet.wc) @ d.transpose(0, 2, 1)
+        out[i, N_STATE:, N_STATE:] = (factor[i] @ factor[i].T)[N_STATE:, N_STATE:]
+    with_walks = paired @ factor[:, N_STATE:, : resting.start].transpose(0, 2, 1)
+    out[:, :N_STATE, N_STATE:] = with_walks
+    out[:, N_STATE:, :N_STATE] = with_walks.transpose(0, 2, 1)
+    out[:, :N_STATE, :N_STATE] = own
     out += fleet.noise[rows] * span
-    return out_mean, (out + out.transpose(0, 2, 1)) / 2.0, repaired
+    return out_mean, out, repaired
 
 
 def _roots(cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Upper Cholesky factors [b, n, n], and which covariances had lost definiteness and were repaired."""
+    """Lower Cholesky factors [b, n, n], and which covariances had lost definiteness and were repaired."""
     try:
-        return np.linalg.cholesky(cov, upper=True), np.zeros(len(cov), dtype=bool)
+        return np.linalg.cholesky(cov), np.zeros(len(cov), dtype=bool)
     except np.linalg.LinAlgError:  # one of them: find it, mend it
         each = [root(c) for c in cov]
-        return np.array([factor for factor, _ in each]), np.array([mended for _, mended in each])
+        return np.array([factor.T for factor, _ in each]), np.array([mended for _, mended in each])
 
 
 def _sigma_points(mean: np.ndarray, factor: np.ndarray) -> Float[np.ndarray, "n b w"]:
-    """Points of all reactors: centre, +, -."""
-    b, n = mean.shape
-    points = np.empty((n, b, 2 * n + 1))
-    offsets = SPREAD * factor.transpose(2, 0, 1)
-    centre = mean.T[:, :, None]
+    """Points of all reactors: centre, + and - along each column of the factor."""
+    b, n, k = factor.shape
+    points = np.empty((n, b, 2 * k + 1))
+    offsets, centre = SPREAD * factor.transpose(1, 0, 2), mean.T[:, :, None]
     points[:, :, :1] = centre
-    points[:, :, 1 : n + 1] = centre + offsets
-    points[:, :, n + 1 :] = centre - offsets
+    np.add(centre, offsets, out=points[:, :, 1 : k + 1])
+    np.subtract(centre, offsets, out=points[:, :, k + 1 :])
     return points
 
 
@@ -276,28 +265,21 @@ def _logarithms(states: np.ndarray) -> np.ndarray:
     return np.log(np.array(to_coordinates(State(*states))))
 
 
-def _centred(values: np.ndarray, wm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [b, k] of values [b, k, w], and what each differs from it; taken about the central point for its digits."""
+def _moments(fleet: Fleet, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of values [b, k, w] at sigma points: mean [b, k], covariance [b, k, k], and half of what pairs differ by [b, k, n].
+
+    The weights of the library in another order of summation: about the central point, so that no weight is negative.
+    """
     d = values - values[:, :, :1]
-    off = d @ wm
-    return values[:, :, 0] + off, d - off[:, :, None]
-
-
-def _with_coordinates(d: np.ndarray, factor: np.ndarray, weight: float) -> Float[np.ndarray, "b k n"]:
-    """Covariance of values (deviations [b, k, w]) with the coordinates: sigma points lie in pairs along the factor."""
-    n = factor.shape[-1]
-    return weight * SPREAD * (d[:, :, 1 : n + 1] - d[:, :, n + 1 :]) @ factor
+    off = fleet.weight * d.sum(2)
+    pairs, k = d[:, :, 1:], values.shape[2] // 2
+    own = fleet.weight * (pairs @ pairs.transpose(0, 2, 1)) + fleet.excess * off[:, :, None] * off[:, None, :]
+    return values[:, :, 0] + off, own, fleet.weight * SPREAD * (d[:, :, 1 : k + 1] - d[:, :, k + 1 :])
 
 
 def _blocks(rows: np.ndarray, fleet: Fleet) -> Iterator[np.ndarray]:
     each = max(1, COLUMNS // (2 * fleet.layout.size + 1))
     return (rows[i : i + each] for i in range(0, rows.size, each))
-
-
-@lru_cache
-def _weights(n: int) -> tuple[np.ndarray, np.ndarray]:
-    points = MerweScaledSigmaPoints(n, alpha=1.0, beta=2.0, kappa=3.0 - n)
-    return np.asarray(points.Wm, dtype=float), np.asarray(points.Wc, dtype=float)
 
 
 def _noise(process: Process, layout: Layout) -> np.ndarray:

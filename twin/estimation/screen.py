@@ -28,7 +28,8 @@ from twin.estimation.slips import likely_slip
 from twin.sensors import CHANNELS, Sensor, SensorError
 
 Verdict = Literal["accepted", "widened", "rejected", "unit_slip", "quarantined"]
-Why = Literal["", "stuck", "unit_slip", "contradicted", "drift"]
+Why = Literal["", "stuck", "contradicted", "drift", "biased", "unit_slip"]
+"""Why a channel is in alarm; the first three put it in quarantine."""
 
 STREAK = 3
 """So many rejections decide between a wrong state and a wrong sensor."""
@@ -39,8 +40,8 @@ RETURN = {"probe": 6, "laboratory": 2}
 FIT_AGAIN = 3.0
 ALLY, WITNESS = 0.3, 0.5
 """Least correlation of two predicted readings for one channel to support, or to contradict, another."""
-SLACK = 1.0
-"""CUSUM allowance in standard deviations."""
+SLACK, LIMIT = 0.5, 12.0
+"""Allowance and limit of the cumulative sums, in standard deviations of an innovation."""
 LEAP = float(np.log(4.0))
 """No single method carries the state further than this (on ln): a culture does not leap, and units do slip."""
 RECENT = {"probe": 0.25, "laboratory": 2.0}
@@ -240,12 +241,25 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch) -> tuple[
         return "rejected", w._replace(streak=w.streak + 1, since=min(w.since, now)), ""
     if taken.why == "unit_slip":
         taken = taken._replace(why="", alarmed=np.inf, detail="")
-    return "accepted", _cusum(taken), ""
+    return "accepted", _cusum(taken, sensor, now), ""
 
 
-def _cusum(w: Watch) -> Watch:
-    """Page's cumulative sums of the scores: what a slow drift leaves behind within the gate."""
-    return w._replace(up=max(0.0, w.up + w.score - SLACK), down=max(0.0, w.down - w.score - SLACK))
+def _cusum(w: Watch, sensor: Sensor, now: float) -> Watch:
+    """Page's cumulative sums of the scores: what a slow drift leaves behind within the gate.
+
+    Beyond the limit a probe is quarantined and its error let go; a laboratory method is announced as biased until the sums
+    have fallen to half of it.
+    """
+    w = w._replace(up=max(0.0, w.up + w.score - SLACK), down=max(0.0, w.down - w.score - SLACK))
+    most = max(w.up, w.down)
+    if w.why == "biased" and most < LIMIT / 2.0:
+        return w._replace(why="", alarmed=np.inf, detail="")
+    if w.why or not most > LIMIT:
+        return w
+    detail = f"reads {'higher' if w.up > w.down else 'lower'} than the belief again and again"
+    if sensor.kind == "laboratory":
+        return w._replace(why="biased", alarmed=now, detail=detail)
+    return w._replace(why="drift", alarmed=now, good=0, up=0.0, down=0.0, detail=detail)
 
 
 def _who_is_wrong(

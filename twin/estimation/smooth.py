@@ -3,7 +3,7 @@
 The filter goes forward once more from its checkpoints, keeping of every move what was believed before and after it and
 the covariance between the two; the smoother comes back (Rauch 1965; unscented: Sarkka 2008). A move is time that passes,
 a calibration (the sensor's error is drawn anew: nothing that is learnt later speaks of the old one), or a belief that was
-widened when it was contradicted. Readings need no step back: they are in what was believed after them.
+widened when readings contradicted it. Readings need no step back: they are in what was believed after them.
 
 Symbols (Sarkka, Bayesian Filtering and Smoothing, 2013): m mean, P covariance, G smoothing gain.
 """
@@ -11,21 +11,20 @@ Symbols (Sarkka, Bayesian Filtering and Smoothing, 2013): m mean, P covariance, 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import linalg
 
 from twin.estimation.belief import Belief
-from twin.estimation.filters import Filter, Matrix, root, symmetric
+from twin.estimation.filters import Matrix, root, symmetric
 from twin.estimation.screen import Datum, Enacted, _belief, _enact, _let_go, _widened, fuse
-from twin.evidence import Measurement
 from twin.history import Batch, Checkpoint, _calibrated, _datum, instants, last_checkpoint
 
 SEGMENT = 256
-"""Least pieces of evidence between the checkpoints from which the filter goes forward again: what bounds the memory."""
+"""Least evidence between the checkpoints from which the filter goes forward again: what bounds the memory."""
 
 
 class Move(NamedTuple):
@@ -34,6 +33,15 @@ class Move(NamedTuple):
     before: Belief
     after: Belief
     cross: Matrix  # covariance of the coordinates before (rows) and after (columns)
+
+
+class Stop(NamedTuple):
+    """One instant of evidence on the way forward."""
+
+    begin: Belief  # after the evidence of the instant before
+    way: tuple[Move, ...]  # from there to this instant
+    widened: tuple[Move, ...]  # between the readings of this instant
+    after: Belief
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,35 +59,123 @@ class Smoothed:
         """The belief of an instant. Raises KeyError for one that is none of `times`."""
         position = bisect_left(self.beliefs, t, key=lambda b: b.time)
         if position == len(self.beliefs) or self.beliefs[position].time != t:
-            raise KeyError(f"{t!r} d was not smoothed: it is no instant of evidence and was not asked for")
+            raise KeyError(f"{t!r} d was not smoothed: it was not asked for and no evidence is of this instant")
         return self.beliefs[position]
 
 
-def smoothed(batch: Batch, times: Iterable[float] | None = None, *, instants_too: bool = True) -> Smoothed:
-    """Beliefs at every instant of evidence and at `times` [d], given all evidence of the batch.
+def smoothed(batch: Batch, times: Iterable[float] | None = None, *, only: bool = False) -> Smoothed:
+    """Beliefs at every instant of evidence that informs the state and at `times` [d], given all evidence of the batch.
 
-    After the newest evidence this is the prediction; at its instant it is the filter's belief. An instant of evidence is
-    smoothed together with its readings. Memory grows with the number of beliefs asked for (`instants_too` False: those at
-    `times` only) and the longest stretch between checkpoints. Raises ValueError for a time before inoculation or NaN.
+    With `only`, those at `times` alone. At the newest evidence it is the filter's belief, after it the prediction. Memory
+    grows with the beliefs that are returned and with the longest stretch between checkpoints.
+    Raises ValueError for a time that is not a number or before inoculation.
     """
-    wanted = sorted({float(t) for t in times or ()})
-    if not all(t >= batch.prior.time for t in wanted):
-        raise ValueError(f"times: days from {batch.prior.time:g} on are needed, not {wanted[0]!r}")
-    later = batch.belief
-    found = _ahead(batch, later, [t for t in wanted if t > later.time])[::-1]
-    if instants_too or later.time in wanted:
-        found.append(later)
+    asked = sorted({float(t) for t in (() if times is None else times)})
+    if not all(batch.prior.time <= t < np.inf for t in asked):
+        raise ValueError(f"times: expected days from {batch.prior.time:g} on, got {asked}")
+    wanted, newest = set(asked), batch.belief
+    found = [m.after for m in _way(batch, newest, [t for t in asked if t > newest.time]) if m.after.time in wanted]
+    found.reverse()
+    later = newest
     for begin, until in _segments(batch):
         for stop in reversed(_forward(batch, begin, until)):
-            belief = later
-            for move in reversed(stop.within):
-                belief = back(move, belief)
-            moves = [*_way(batch, stop.begin, [stop.time])]
-            between = [t for t in wanted if stop.begin.time < t < stop.time]
-            found += _between(batch, stop, belief, between)
-            for move in reversed(moves):
-                belief = back(move, belief)
-            later = belief
-            if instants_too or later.time in wanted:
+            if not only or later.time in wanted:
                 found.append(later)
+            for move in reversed(stop.widened):
+                later = back(move, later)
+            found += _between(batch, stop, later, [t for t in asked if stop.begin.time < t < stop.after.time])
+            for move in reversed(stop.way):
+                later = back(move, later)
+    if later.time in wanted and (not found or found[-1].time > later.time):
+        found.append(later)
     return Smoothed(tuple(reversed(found)))
+
+
+def back(move: Move, later: Belief) -> Belief:
+    """What is believed of the time before a move, given what is finally believed of the time after it."""
+    before, after, cross = move
+    factor, repaired = root(after.cov)
+    gain = linalg.cho_solve((factor, False), cross.T, check_finite=False).T
+    mean = before.mean + gain @ (later.mean - after.mean)
+    cov = symmetric(before.cov + gain @ (later.cov - after.cov) @ gain.T)
+    smoother = Belief(before.time, mean, cov, before.repairs)
+    return smoother.repaired() if repaired else smoother
+
+
+def _segments(batch: Batch) -> Iterator[tuple[Checkpoint, int]]:
+    """Stretches of evidence from the newest to the oldest: the checkpoint that each begins with, and where it ends."""
+    marks = [last_checkpoint(batch, 0)]
+    for c in batch.checkpoints:
+        if c.count >= marks[-1].count + SEGMENT:
+            marks.append(c)
+    ends = [*(c.count for c in marks[1:]), len(batch.evidence)]
+    return zip(reversed(marks), reversed(ends), strict=True)
+
+
+def _forward(batch: Batch, point: Checkpoint, until: int) -> list[Stop]:
+    """Once more through the evidence from a checkpoint to the `until`-th piece."""
+    belief, watches, sensors = point.belief, point.watches, batch.process.sensors
+    stops: list[Stop] = []
+    for group in instants(batch.evidence[point.count : until]):
+        data = tuple(_datum(batch, m) for m in group if m.channel in sensors)
+        if not data:
+            continue
+        at = group[0].sampled_at
+        way = tuple(_way(batch, belief, [at]))
+        arrived, drive = way[-1].after if way else belief, batch.course.at(at)
+        renewed = {c for when, c in batch.course.calibrations if belief.time < when <= at}
+        known = {c: w for c, w in watches.items() if c not in renewed}
+        fused = fuse(batch.filter, arrived, data, drive, known, batch.layout, sensors)
+        stops.append(Stop(belief, way, _widenings(batch, arrived, data, fused.enacted, drive), fused.belief))
+        belief, watches = fused.belief, fused.watches
+    return stops
+
+
+def _way(batch: Batch, belief: Belief, stops: Sequence[float]) -> Iterator[Move]:
+    """From a belief through ascending `stops`, halting wherever an input changes or a sensor is calibrated."""
+    for stop in stops:
+        if stop <= belief.time:
+            continue
+        for end, drive, calibrated in batch.course.spans(belief.time, stop):
+            after, cross = batch.filter.transit(belief, drive, end)
+            for channel in calibrated:
+                after = _calibrated(batch, after, channel)
+                sensor = batch.process.sensors.get(channel)
+                if sensor is not None and sensor.error is not None:
+                    cross[:, batch.layout.index(sensor.error.name)] = 0.0
+            yield Move(belief, after, cross)
+            belief = after
+
+
+def _widenings(
+    batch: Batch, arrived: Belief, data: Sequence[Datum], enacted: Sequence[Enacted], drive: Any
+) -> tuple[Move, ...]:
+    """The moves between the readings of one instant: what `fuse` added to the covariance, as noise of no duration."""
+    if not any(step.verdict == "widened" or step.let_go for step in enacted):
+        return ()
+    layout, n = batch.layout, batch.layout.size
+    channels = tuple(dict.fromkeys(d.sensor.channel for d in data))
+    joint = batch.filter.look(arrived, channels, drive)
+    moves: list[Move] = []
+    for datum, step in zip(data, enacted, strict=True):
+        now, row = _belief(joint, arrived, n), n + channels.index(datum.sensor.channel)
+        if step.verdict == "widened":
+            moves.append(Move(now, _widened(now, joint.cov[:n, row], joint.cov[row, row], layout), now.cov))
+        elif step.let_go and datum.sensor.error is not None:
+            moves.append(Move(now, _let_go(now, datum.sensor.error, layout), now.cov))
+        joint = _enact(batch.filter, joint, arrived, datum, step, channels, drive, layout)
+    return tuple(moves)
+
+
+def _between(batch: Batch, stop: Stop, later: Belief, asked: Sequence[float]) -> list[Belief]:
+    """Beliefs at times between two instants of evidence, newest first, by a way of their own that halts at them."""
+    if not asked:
+        return []
+    found: list[Belief] = []
+    for move in reversed([*_way(batch, stop.begin, [*asked, later.time])]):
+        if found and found[-1].time == asked[0]:
+            break
+        later = back(move, later)
+        if later.time in asked:
+            found.append(later)
+    return found

@@ -56,13 +56,14 @@ class Columns:
 
     def __call__(self, *given: Any, times: int = 1) -> list[np.ndarray]:
         """The outputs; ValueError names the shapes expected where those given do not fit (C would read past the end)."""
-        m = np.shape(given[self._first])[-1]
+        shape = np.shape(given[self._first])
+        m = shape[-1] if shape else 0
         arrays: list[Any] = []
         passed: list[Any] = []
         for a, (n, wide) in zip(given, self._inputs, strict=True):
             if n > 1 or wide:
                 a = np.asarray(a, float, order="C")
-                if a.shape != ((n, m) if wide else (n,)):
+                if not m or a.shape != ((n, m) if wide else (n,)):
                     raise ValueError(self._misfit(given))
                 passed.append(address(a))
             else:
@@ -84,9 +85,9 @@ class Columns:
         outputs = [np.empty((m, n)) for n, _ in self._outputs]
         memory, run = self._mapped(m).buffer()
         for i, a in enumerate(given):
-            memory.set_arg(i, memoryview(a))
+            memory.set_arg(i, a.data)
         for j, a in enumerate(outputs):
-            memory.set_res(j, memoryview(a))
+            memory.set_res(j, a.data)
         for _ in range(times):
             run()
             for i, j in self._feedback.items():

@@ -1,0 +1,47 @@
+"""What a study is: jobs that are pure functions of their seeds, rows, and figures held against targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from twin.donors.prior import DonorPrior
+
+Row = Mapping[str, Any]
+
+
+class Figure(NamedTuple):
+    """One measured number, and what is owed."""
+
+    name: str
+    value: float
+    low: float | None = None  # target range, inclusive; None: open
+    high: float | None = None
+    n: int = 0  # batches, readings or intervals behind it
+    note: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the target is met; None without a target; NaN meets none."""
+        if self.low is None and self.high is None:
+            return None
+        return bool((self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high))
+
+
+class Table(NamedTuple):
+    """A table beside the figures."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+class Study(NamedTuple):
+    """A study of the estimator."""
+
+    title: str
+    batches: int  # default number
+    jobs: Callable[[int, int, str, DonorPrior | None], Sequence[Any]]  # (batches, first seed, process, prior) -> jobs
+    run: Callable[[Any], Row]  # in any process
+    figures: Callable[[Sequence[Row]], tuple[Figure, ...]]
+    tables: Callable[[Sequence[Row]], tuple[Table, ...]] = lambda rows: ()

@@ -1,0 +1,62 @@
+"""A recording told to a twin as it happened, and what was believed at every moment beside what was true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from simulators.recording import Recording
+from twin.batch import apply, assimilate, believe_at, note
+from twin.estimation.belief import Marginal, marginals
+from twin.evidence import ControlApplied, Event, Fact, Measurement, Refused
+from twin.history import Batch
+
+HOUR = 1.0 / 24.0
+VERBS: Mapping[type, Callable[..., Batch]] = {Measurement: assimilate, ControlApplied: apply, Event: note}
+
+
+class Moment(NamedTuple):
+    """One instant of a batch as it was lived through."""
+
+    at: float  # [d]
+    batch: Batch
+    refused: Mapping[str, float]  # when a fact of each channel or actuator was first refused [d]
+
+    @property
+    def believed(self) -> Mapping[str, Marginal]:
+        """Every quantity by the facts known now."""
+        return marginals(believe_at(self.batch, self.at), self.batch.layout)
+
+
+def live(
+    recording: Recording, batch: Batch, every: float = HOUR, edit: Callable[[Fact], Fact | None] = lambda f: f
+) -> Iterator[Moment]:
+    """Tell the facts in the order of the wire; a moment every `every` days. `edit` alters facts, None drops one."""
+    refused: dict[str, float] = {}
+    due = every
+    for original in recording.facts:
+        fact = edit(original)
+        if fact is None:
+            continue
+        known = fact.received_at if isinstance(fact, Measurement) else fact.at
+        while known > due + 1e-3:
+            yield Moment(due, batch, refused)
+            due += every
+        try:
+            batch = VERBS[type(fact)](batch, fact)
+        except Refused:
+            name = fact.channel if isinstance(fact, Measurement) else getattr(fact, "actuator", "event")
+            refused.setdefault(name, known)
+    yield Moment(due, batch, refused)
+
+
+def true_at(recording: Recording, name: str, t: float | np.ndarray) -> np.ndarray:
+    """The true course of a quantity, between ticks on a straight line."""
+    return np.interp(t, recording.truth["time"], recording.truth[name])
+
+
+def within(marginal: Marginal, value: float) -> bool:
+    """Whether the 90 % interval holds a value."""
+    return bool(marginal.q05 <= value <= marginal.q95)
