@@ -10,7 +10,6 @@ from twin.bioreactor import Coordinates, State, Theta, from_coordinates, physiol
 from twin.config import load_config
 from twin.donors.prior import preset_prior
 from twin.estimation.belief import N_STATE, Belief, draws, split
-from twin.estimation.model import GAS_CHANNELS
 from twin.evidence import ControlApplied, Measurement
 from twin.sensors import CHANNELS, compared
 from twin.transition import advance_many, flat
@@ -54,7 +53,7 @@ def reactor(seed: int, days: int, filter_name: str) -> tuple[list[float], list[f
         ):
             sensor = PROCESS.sensors[channel]
             error = truth[layout.index(sensor.error.name)] if sensor.error else 0.0
-            phys = physiology(x, Theta(cell, theta.vessel, theta.medium)) if channel in GAS_CHANNELS else None
+            phys = physiology(x, Theta(cell, theta.vessel, theta.medium))
             noisy = compared(channel, CHANNELS[channel].observe(x, phys, error)) + sensor.sd * rng.standard_normal()
             value = float(np.exp(noisy) - CHANNELS[channel].limit if CHANNELS[channel].scale == "log" else noisy)
             value = min(max(value, CHANNELS[channel].low), CHANNELS[channel].high)

@@ -1,6 +1,6 @@
 """Hundreds of reactors at once: the unscented filter of `twin.estimation.filters` over stacked beliefs.
 
-Same algorithm, same numbers as one reactor at a time (to rounding); only the loop over reactors is gone.
+Same algorithm, same numbers as one reactor at a time, to rounding; only the loop over reactors is gone.
 `predict_fleet` carries every reactor to its next instant, `look_fleet` says what its sensors would read there,
 `fuse_fleet` conditions it on the readings that pass their gates. A reading that does not pass is reported and left
 out: what to make of it is a matter of that reactor's own history, and `twin.estimation.screen` rules on it.
@@ -19,13 +19,27 @@ import numpy as np
 from filterpy.kalman import MerweScaledSigmaPoints
 from jaxtyping import Bool, Float, Int
 
-from twin.bioreactor import Coordinates, Kinetics, Medium, State, from_coordinates, to_coordinates
+from twin.bioreactor import (
+    Control,
+    Coordinates,
+    Kinetics,
+    Medium,
+    State,
+    Theta,
+    Vessel,
+    from_coordinates,
+    physiology,
+    to_coordinates,
+)
 from twin.estimation.belief import N_STATE, Belief, Layout
 from twin.estimation.filters import root
-from twin.estimation.model import BioreactorModel
+from twin.estimation.model import BioreactorModel, initial_belief, make_layout
 from twin.inputs import Drive
+from twin.integrate import advance
+from twin.native.build import compiler
 from twin.process import Process
-from twin.transition import advance_many, flat, observe_many
+from twin.sensors import CHANNELS, compared
+from twin.transition import N_CELL, N_VESSEL, advance_many, flat
 
 SPREAD = float(np.sqrt(3.0))  # of the sigma points, as in `twin.estimation.filters.ukf`
 COLUMNS = 2048
@@ -63,7 +77,7 @@ class Beliefs:
     @property
     def finite(self) -> Bool[np.ndarray, " R"]:
         """Whether each belief is of numbers."""
-        return np.isfinite(self.mean).all(1) & np.isfinite(self.cov).all((1, 2))
+        return np.logical_and(np.isfinite(self.mean).all(1), np.isfinite(self.cov).all((1, 2)))
 
 
 def stack(beliefs: Sequence[Belief]) -> Beliefs:
@@ -81,19 +95,29 @@ def stack(beliefs: Sequence[Belief]) -> Beliefs:
 class Fleet:
     """The models of R reactors, the stacked counterpart of `BioreactorModel`; immutable after construction.
 
-    Raises ValueError where a process has another set of sensor errors than the layout.
+    Raises ValueError where there is no process, or the sensors of one have other errors than the layout.
     """
 
     def __init__(self, processes: Sequence[Process], layout: Layout) -> None:
+        if not processes:
+            raise ValueError("a fleet of one reactor or more is expected, got none")
         self.processes, self.layout = tuple(processes), layout
-        theta = {id(p): flat(p.theta) for p in self.processes}
-        noise = {id(p): _noise(p, layout) for p in self.processes}
+        self.errors = _errors(processes[0], layout)
+        theta: dict[int, np.ndarray] = {}
+        noise: dict[int, np.ndarray] = {}
+        for process in {id(p): p for p in self.processes}.values():
+            if make_layout(process, layout.parameters) != layout or _errors(process, layout) != self.errors:
+                raise ValueError(f"process {process.name!r}: its sensors have other errors than {list(layout.errors)}")
+            theta[id(process)] = flat(process.theta)
+            anywhere = initial_belief(process, layout, np.zeros(len(layout.parameters)), np.eye(len(layout.parameters)))
+            noise[id(process)] = BioreactorModel(process, layout).process_noise(anywhere, 1.0)
         self.theta = np.array([theta[id(p)] for p in self.processes]).T.copy()  # [p, R]
         self.noise = np.array([noise[id(p)] for p in self.processes])  # [R, n, n] per day
         self.learnt = [Kinetics._fields.index(name) for name in layout.parameters]
         points = MerweScaledSigmaPoints(layout.size, alpha=1.0, beta=2.0, kappa=3.0 - layout.size)
-        self.weight = float(points.Wc[-1])  # of each sigma point but the central one
+        self.weight = float(points.Wc[-1])  # of every sigma point but the central one
         self.excess = float(np.sum(points.Wc)) - 2.0
+        self.advance = advance_many() if compiler() else _in_numpy
 
     def __len__(self) -> int:
         return len(self.processes)
@@ -141,22 +165,24 @@ def predict_fleet(fleet: Fleet, beliefs: Beliefs, drives: Sequence[Drive], until
 
 def look_fleet(fleet: Fleet, beliefs: Beliefs, channels: Sequence[str]) -> Outlooks:
     """What the sensors of all reactors would read now. Raises KeyError for an unknown channel."""
-    k = len(channels)
-    observe, errors = observe_many(tuple(channels)), _error_rows(fleet, channels)
-    out = Outlooks(
-        np.empty((len(beliefs), k)), np.empty((len(beliefs), k, k)), np.empty((len(beliefs), fleet.layout.size, k))
-    )
-    for rows in _blocks(np.arange(len(beliefs)), fleet):
+    count, k, n = len(beliefs), len(channels), fleet.layout.size
+    out = Outlooks(np.empty((count, k)), np.empty((count, k, k)), np.empty((count, n, k)))
+    diagonal = np.arange(k)
+    for rows in _blocks(np.arange(count), fleet):
         factor, _ = _roots(beliefs.cov[rows])
         points = _sigma_points(beliefs.mean[rows], factor)
-        n, b, w = points.shape
+        _, b, w = points.shape
         columns = points.reshape(n, -1)
-        own = np.zeros((k, b * w))
-        for row, error in errors:
-            own[row] = columns[error]
-        z = observe(_physical(columns), _theta(fleet, rows, points), own).reshape(k, b, w).transpose(1, 0, 2)
-        out.mean[rows], out.cov[rows], paired = _moments(fleet, z)
-        out.cross[rows] = factor @ paired.transpose(0, 2, 1)
+        z = np.empty((k, b * w))
+        with np.errstate(all="ignore"):  # a belief that is not finite says so itself
+            state, theta = _physical(columns), _unflat(_theta(fleet, rows, points))
+            phys = physiology(state, theta)
+            for row, channel in enumerate(channels):
+                error = columns[fleet.errors[channel]] if channel in fleet.errors else 0.0
+                z[row] = compared(channel, CHANNELS[channel].observe(state, phys, error))
+            out.mean[rows], out.cov[rows], paired = _moments(fleet, z.reshape(k, b, w).transpose(1, 0, 2))
+            out.cross[rows] = factor @ paired.transpose(0, 2, 1)
+    out.cov[:, diagonal, diagonal] = np.maximum(out.cov[:, diagonal, diagonal], 0.0)
     return out
 
 
@@ -179,7 +205,7 @@ def fuse_fleet(
     residual, s, taken = np.empty((count, k)), np.empty((count, k)), np.zeros((count, k), dtype=bool)
     with np.errstate(invalid="ignore", divide="ignore"):
         for j in range(k):
-            s[:, j] = np.maximum(cov[:, j, j], 0.0) + r[:, j]
+            s[:, j] = cov[:, j, j] + r[:, j]
             residual[:, j] = y[:, j] - expected[:, j]
             taken[:, j] = np.abs(residual[:, j]) <= gate[:, j] * np.sqrt(s[:, j])  # a NaN is not taken
             # what later readings have in common with this one, where it is taken in
@@ -208,23 +234,23 @@ def _carried(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Mean and covariance of some reactors `span` days on, and which covariances had to be repaired."""
     factor, repaired = _roots(cov)
-    resting = slice(fleet.layout.error_start, None)
-    points = _sigma_points(mean, factor[:, :, : resting.start])  # the others move as the centre does
+    moving = fleet.layout.error_start
+    points = _sigma_points(mean, factor[:, :, :moving])  # points along the resting coordinates move as the centre does
     n, b, w = points.shape
     theta = _theta(fleet, rows, points)
     theta[-len(Medium._fields) :] = np.repeat(medium, w, axis=1)
-    carried = advance_many()(_physical(points.reshape(n, -1)), np.repeat(control, w, axis=1), theta, span)
-    moved = _logarithms(carried).reshape(N_STATE, b, w).transpose(1, 0, 2)
-    centre, own, paired = _moments(fleet, moved)
-    out_mean, out = mean.copy(), np.empty_like(cov)
+    with np.errstate(all="ignore"):  # a belief that is not finite says so itself
+        state = np.array(_physical(points.reshape(n, -1)))
+        carried = State(*fleet.advance(state, np.repeat(control, w, axis=1), theta, span))
+        moved = np.log(np.array(to_coordinates(carried))).reshape(N_STATE, b, w)
+        centre, own, paired = _moments(fleet, moved.transpose(1, 0, 2))
+        with_rest = paired @ factor[:, N_STATE:, :moving].transpose(0, 2, 1)
+    out_mean, out = mean.copy(), cov.copy()
     out_mean[:, :N_STATE] = centre
-    out[:, N_STATE:, N_STATE:] = cov[:, N_STATE:, N_STATE:]  # walks: what they were, and their noise
     for i in np.flatnonzero(repaired):
-        out[i, N_STATE:, N_STATE:] = (factor[i] @ factor[i].T)[N_STATE:, N_STATE:]
-    with_walks = paired @ factor[:, N_STATE:, : resting.start].transpose(0, 2, 1)
-    out[:, :N_STATE, N_STATE:] = with_walks
-    out[:, N_STATE:, :N_STATE] = with_walks.transpose(0, 2, 1)
-    out[:, :N_STATE, :N_STATE] = own
+        out[i] = factor[i] @ factor[i].T
+    out[:, :N_STATE, :N_STATE], out[:, :N_STATE, N_STATE:] = own, with_rest
+    out[:, N_STATE:, :N_STATE] = with_rest.transpose(0, 2, 1)
     out += fleet.noise[rows] * span
     return out_mean, out, repaired
 
@@ -257,12 +283,18 @@ def _theta(fleet: Fleet, rows: np.ndarray, points: np.ndarray) -> Float[np.ndarr
     return theta
 
 
-def _physical(columns: np.ndarray) -> np.ndarray:
-    return np.array(from_coordinates(Coordinates(*np.exp(columns[:N_STATE]))))
+def _physical(columns: np.ndarray) -> State:
+    return from_coordinates(Coordinates(*np.exp(columns[:N_STATE])))
 
 
-def _logarithms(states: np.ndarray) -> np.ndarray:
-    return np.log(np.array(to_coordinates(State(*states))))
+def _unflat(theta: np.ndarray) -> Theta:
+    cell, vessel = N_CELL, N_CELL + N_VESSEL
+    return Theta(Kinetics(*theta[:cell]), Vessel(*theta[cell:vessel]), Medium(*theta[vessel:]))
+
+
+def _in_numpy(x: np.ndarray, u: np.ndarray, theta: np.ndarray, span: float) -> np.ndarray:
+    """`twin.transition.Advance` without a compiler: of so many columns NumPy is faster than the virtual machine."""
+    return np.array(advance(State(*x), Control(*u), _unflat(theta), span))
 
 
 def _moments(fleet: Fleet, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -282,17 +314,10 @@ def _blocks(rows: np.ndarray, fleet: Fleet) -> Iterator[np.ndarray]:
     return (rows[i : i + each] for i in range(0, rows.size, each))
 
 
-def _noise(process: Process, layout: Layout) -> np.ndarray:
-    """Covariance that the process gathers in a day [n, n]."""
-    anywhere = Belief(0.0, np.zeros(layout.size), np.eye(layout.size))
-    return BioreactorModel(process, layout).process_noise(anywhere, 1.0)
-
-
-def _error_rows(fleet: Fleet, channels: Sequence[str]) -> list[tuple[int, int]]:
-    """(row among the channels, coordinate of its sensor's own error), of channels that have one."""
-    sensors, start = fleet.processes[0].sensors, fleet.layout.error_start
-    named = [(row, sensors[c].error) for row, c in enumerate(channels) if c in sensors]
-    return [(row, start + fleet.layout.errors.index(e.name)) for row, e in named if e is not None]
+def _errors(process: Process, layout: Layout) -> dict[str, int]:
+    """Coordinate of each sensor's own error, by channel; channels without one are not named."""
+    own = {channel: sensor.error for channel, sensor in process.sensors.items()}
+    return {c: layout.index(e.name) for c, e in own.items() if e is not None and e.name in layout.errors}
 
 
 def _same_number(fleet: Fleet, beliefs: Beliefs, drives: Sequence[Drive]) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
-import casadi as ca
 import numpy as np
 from jaxtyping import Float
 
@@ -15,19 +12,14 @@ from twin.bioreactor import (
     Kinetics,
     Medium,
     State,
-    Theta,
     from_coordinates,
-    physiology,
     to_coordinates,
 )
-from twin.estimation.belief import N_STATE, Belief, Layout, split
+from twin.estimation.belief import N_STATE, Belief, Layout
 from twin.inputs import Drive
-from twin.integrate import FLOOR, STEP, substeps
+from twin.integrate import FLOOR
 from twin.process import Process
-from twin.sensors import CHANNELS, compared
-from twin.transition import N_CELL, advance_many, flat, jacobian_function, symbols
-
-GAS_CHANNELS = frozenset({"ph", "do", "oxygen_uptake"})
+from twin.transition import N_CELL, advance_many, advance_tangents, flat, observe_many, observe_tangents
 
 
 def make_layout(process: Process, parameters: tuple[str, ...]) -> Layout:
@@ -44,8 +36,9 @@ class BioreactorModel:
         self._advance = advance_many()
         self._theta = flat(process.theta)
         self._rows = np.array([Kinetics._fields.index(n) for n in layout.parameters], dtype=int)
-        with_error = [s for s in process.sensors.values() if s.error is not None]
-        self._error = {s.channel: layout.errors.index(s.error.name) for s in with_error if s.error is not None}
+        self._channels = tuple(process.sensors)
+        self._place = {c: row for row, c in enumerate(self._channels)}
+        self._with_error = [self._place[s.channel] for s in process.sensors.values() if s.error is not None]
         walks = [s.error.walk for s in process.sensors.values() if s.error is not None]
         rates_of_spread = [*process.noise, *[process.parameter_walk] * len(layout.parameters), *walks]
         self._q = np.diag(np.square(np.array(rates_of_spread, dtype=float)))
@@ -63,54 +56,41 @@ class BioreactorModel:
         return np.concatenate([_logarithms(carried), points[N_STATE:]])
 
     def advance_jacobian(self, mean: np.ndarray, drive: Drive, span: float) -> tuple[np.ndarray, np.ndarray]:
-        n, step = substeps(span, STEP), jacobian_function()
         theta = self.theta_columns(mean[:, None], drive.medium)[:, 0]
-        x = _physical(mean[:N_STATE])
-        wide = N_STATE + self._rows.size
-        sensitivity = np.zeros((N_STATE, wide))  # d state / d (coordinates, ln parameters)
-        sensitivity[:, :N_STATE] = _physical_by_logarithms(x)
-        direct = np.diag(theta[:N_CELL][self._rows])  # d theta / d ln theta
-        for _ in range(n):
-            new, by_x, by_theta = (np.asarray(a) for a in step(x, np.array(drive.control), theta, span / n))
-            sensitivity = by_x @ sensitivity
-            sensitivity[:, N_STATE:] += by_theta[:, self._rows] @ direct
-            x = new.ravel()
+        x, wide = _physical(mean[:N_STATE]), self.moving
+        x, sensitivity = advance_tangents()(x, np.array(drive.control), theta, span, *self._seeds(x, theta, wide))
         jacobian = np.eye(mean.size)
         jacobian[:N_STATE, :wide] = np.linalg.solve(_physical_by_logarithms(x), sensitivity)
         return np.concatenate([_logarithms(x), mean[N_STATE:]]), jacobian
+
+    def _seeds(self, x: np.ndarray, theta: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Derivatives of state [13, width] and kinetics [34, width] by the first `width` coordinates."""
+        by_state, by_kinetics = np.zeros((N_STATE, width)), np.zeros((N_CELL, width))
+        by_state[:, :N_STATE] = _physical_by_logarithms(x)
+        by_kinetics[self._rows, N_STATE + np.arange(self._rows.size)] = theta[self._rows]
+        return by_state, by_kinetics
 
     def process_noise(self, belief: Belief, span: float) -> np.ndarray:
         return self._q * span
 
     def observe(self, points: np.ndarray, channels: Sequence[str], drive: Drive) -> np.ndarray:
-        state, cell, errors = split(points, self.layout, self.process.theta.cell)
-        phys: Any = None
-        if not GAS_CHANNELS.isdisjoint(channels):
-            phys = physiology(state, Theta(cell, self.process.theta.vessel, drive.medium))
-        z = np.empty((len(channels), points.shape[1]))
-        for row, channel in enumerate(channels):
-            error = errors[self._error[channel]] if channel in self._error else 0.0
-            z[row] = compared(channel, CHANNELS[channel].observe(state, phys, error))
-        return z
+        errors = np.zeros((len(self._channels), points.shape[1]))
+        errors[self._with_error] = points[self.moving :]
+        states, theta = _physical(points[:N_STATE]), self.theta_columns(points, drive.medium)
+        return observe_many(self._channels)(states, theta, errors)[[self._place[c] for c in channels]]
 
     def observe_jacobian(
         self, mean: np.ndarray, channels: Sequence[str], drive: Drive
     ) -> tuple[np.ndarray, np.ndarray]:
-        theta = self.theta_columns(mean[:, None], drive.medium)[:, 0]
-        x = _physical(mean[:N_STATE])
-        by_logarithms = _physical_by_logarithms(x)
-        parameters, start = theta[:N_CELL][self._rows], self.layout.error_start
-        z, gradients = np.empty(len(channels)), np.zeros((len(channels), mean.size))
-        for row, channel in enumerate(channels):
-            index = start + self._error[channel] if channel in self._error else None
-            error = 0.0 if index is None else float(mean[index])
-            value, by_x, by_theta, by_error = (np.asarray(a).ravel() for a in _observer(channel)(x, theta, error))
-            z[row] = value[0]
-            gradients[row, :N_STATE] = by_x @ by_logarithms
-            gradients[row, N_STATE:start] = by_theta[self._rows] * parameters
-            if index is not None:
-                gradients[row, index] = by_error[0]
-        return z, gradients
+        theta, x = self.theta_columns(mean[:, None], drive.medium)[:, 0], _physical(mean[:N_STATE])
+        errors = np.zeros(len(self._channels))
+        errors[self._with_error] = mean[self.moving :]
+        by_errors = np.zeros((len(self._channels), mean.size))
+        by_errors[self._with_error, np.arange(self.moving, mean.size)] = 1.0
+        seeds = self._seeds(x, theta, mean.size)
+        z, gradients = observe_tangents(self._channels)(x, theta, errors, *seeds, by_errors)
+        rows = [self._place[c] for c in channels]
+        return z[rows], gradients[rows]
 
 
 def _physical(logarithms: np.ndarray) -> np.ndarray:
@@ -130,20 +110,6 @@ def _physical_by_logarithms(x: np.ndarray) -> np.ndarray:
     shared = positive * negative / (positive + negative)
     jacobian[:2, :2] = [[positive, shared], [negative, -shared]]
     return jacobian
-
-
-@cache
-def _observer(channel: str) -> Any:
-    """CasADi function (x, theta, error) -> reading on the compared scale and its derivatives."""
-    s, error = symbols(), ca.SX.sym("error")
-    x, _, theta = s.unpack()
-    y = compared(channel, CHANNELS[channel].observe(x, physiology(x, theta), error))
-    gradients = [
-        ca.densify(ca.jacobian(y, s.x)),
-        ca.densify(ca.jacobian(y, s.theta)[:, :N_CELL]),
-        ca.densify(ca.jacobian(y, error)),
-    ]
-    return ca.Function(f"observe_{channel}", [s.x, s.theta, error], [y, *gradients])
 
 
 def initial_belief(process: Process, layout: Layout, parameter_mean: np.ndarray, parameter_cov: np.ndarray) -> Belief:

@@ -13,15 +13,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg
 
-from twin.estimation.belief import Belief
-from twin.estimation.filters import Matrix, root, symmetric
-from twin.estimation.screen import Datum, Enacted, _belief, _enact, _let_go, _widened, fuse
+from twin.estimation.belief import Belief, Layout
+from twin.estimation.filters import Matrix, Outlook, root, symmetric
+from twin.estimation.screen import Datum, Enacted, _belief, _let_go, _widened, condition, fuse
 from twin.history import Batch, Checkpoint, _calibrated, _datum, instants, last_checkpoint
+from twin.inputs import Drive
 
 SEGMENT = 256
 """Least evidence between the checkpoints from which the filter goes forward again: what bounds the memory."""
@@ -35,13 +36,33 @@ class Move(NamedTuple):
     cross: Matrix  # covariance of the coordinates before (rows) and after (columns)
 
 
+class Take(NamedTuple):
+    """A reading that was taken in."""
+
+    channel: str
+    cross: np.ndarray  # covariance of the coordinates and the reading, given the readings before it [n]
+    s: float  # variance of the reading, given the same
+
+
 class Stop(NamedTuple):
     """One instant of evidence on the way forward."""
 
     begin: Belief  # after the evidence of the instant before
     way: tuple[Move, ...]  # from there to this instant
-    widened: tuple[Move, ...]  # between the readings of this instant
+    drive: Drive
+    data: tuple[Datum, ...]
+    enacted: tuple[Enacted, ...]
     after: Belief
+
+    @property
+    def arrived(self) -> Belief:
+        """The belief before the readings."""
+        return self.way[-1].after if self.way else self.begin
+
+    @property
+    def widened(self) -> bool:
+        """Whether the belief was widened for a reading."""
+        return any(step.verdict == "widened" or step.let_go for step in self.enacted)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,18 +95,17 @@ def smoothed(batch: Batch, times: Iterable[float] | None = None, *, only: bool =
     if not all(batch.prior.time <= t < np.inf for t in asked):
         raise ValueError(f"times: expected days from {batch.prior.time:g} on, got {asked}")
     wanted, newest = set(asked), batch.belief
-    found = [m.after for m in _way(batch, newest, [t for t in asked if t > newest.time]) if m.after.time in wanted]
+    found = [m.after for m in way(batch, newest, [t for t in asked if t > newest.time]) if m.after.time in wanted]
     found.reverse()
     later = newest
-    for begin, until in _segments(batch):
-        for stop in reversed(_forward(batch, begin, until)):
-            if not only or later.time in wanted:
-                found.append(later)
-            for move in reversed(stop.widened):
-                later = back(move, later)
-            found += _between(batch, stop, later, [t for t in asked if stop.begin.time < t < stop.after.time])
-            for move in reversed(stop.way):
-                later = back(move, later)
+    for stop in backwards(batch):
+        if not only or later.time in wanted:
+            found.append(later)
+        for move in reversed(within(batch, stop) if stop.widened else ()):
+            later = back(move, later) if isinstance(move, Move) else later
+        found += _between(batch, stop, later, [t for t in asked if stop.begin.time < t < stop.after.time])
+        for move in reversed(stop.way):
+            later = back(move, later)
     if later.time in wanted and (not found or found[-1].time > later.time):
         found.append(later)
     return Smoothed(tuple(reversed(found)))
@@ -102,14 +122,34 @@ def back(move: Move, later: Belief) -> Belief:
     return smoother.repaired() if repaired else smoother
 
 
-def _segments(batch: Batch) -> Iterator[tuple[Checkpoint, int]]:
-    """Stretches of evidence from the newest to the oldest: the checkpoint that each begins with, and where it ends."""
+def backwards(batch: Batch) -> Iterator[Stop]:
+    """The instants of evidence, newest first, by going forward from one checkpoint after the other."""
     marks = [last_checkpoint(batch, 0)]
     for c in batch.checkpoints:
         if c.count >= marks[-1].count + SEGMENT:
             marks.append(c)
     ends = [*(c.count for c in marks[1:]), len(batch.evidence)]
-    return zip(reversed(marks), reversed(ends), strict=True)
+    for begin, until in zip(reversed(marks), reversed(ends), strict=True):
+        yield from reversed(_forward(batch, begin, until))
+
+
+def within(batch: Batch, stop: Stop) -> list[Move | Take]:
+    """What became of the belief at one instant, in order. What widened it is noise of no duration."""
+    layout, n = batch.layout, batch.layout.size
+    channels = tuple(dict.fromkeys(d.sensor.channel for d in stop.data))
+    joint = batch.filter.look(stop.arrived, channels, stop.drive)
+    steps: list[Move | Take] = []
+    for datum, step in zip(stop.data, stop.enacted, strict=True):
+        row = n + channels.index(datum.sensor.channel)
+        wide = _leap(joint, stop.arrived, datum, step, row, layout)
+        if wide is not None:
+            now = _belief(joint, stop.arrived, n)
+            steps.append(Move(now, wide, now.cov))
+            joint = batch.filter.look(wide, channels, stop.drive)
+        if step.verdict in ("accepted", "widened"):
+            steps.append(Take(datum.sensor.channel, joint.cov[:n, row], float(joint.cov[row, row]) + datum.r))
+            joint = condition(joint, row, datum.y, datum.r)
+    return steps
 
 
 def _forward(batch: Batch, point: Checkpoint, until: int) -> list[Stop]:
@@ -121,17 +161,16 @@ def _forward(batch: Batch, point: Checkpoint, until: int) -> list[Stop]:
         if not data:
             continue
         at = group[0].sampled_at
-        way = tuple(_way(batch, belief, [at]))
-        arrived, drive = way[-1].after if way else belief, batch.course.at(at)
+        moves, drive = tuple(way(batch, belief, [at])), batch.course.at(at)
         renewed = {c for when, c in batch.course.calibrations if belief.time < when <= at}
         known = {c: w for c, w in watches.items() if c not in renewed}
-        fused = fuse(batch.filter, arrived, data, drive, known, batch.layout, sensors)
-        stops.append(Stop(belief, way, _widenings(batch, arrived, data, fused.enacted, drive), fused.belief))
+        fused = fuse(batch.filter, moves[-1].after if moves else belief, data, drive, known, batch.layout, sensors)
+        stops.append(Stop(belief, moves, drive, data, fused.enacted, fused.belief))
         belief, watches = fused.belief, fused.watches
     return stops
 
 
-def _way(batch: Batch, belief: Belief, stops: Sequence[float]) -> Iterator[Move]:
+def way(batch: Batch, belief: Belief, stops: Sequence[float]) -> Iterator[Move]:
     """From a belief through ascending `stops`, halting wherever an input changes or a sensor is calibrated."""
     for stop in stops:
         if stop <= belief.time:
@@ -147,35 +186,25 @@ def _way(batch: Batch, belief: Belief, stops: Sequence[float]) -> Iterator[Move]
             belief = after
 
 
-def _widenings(
-    batch: Batch, arrived: Belief, data: Sequence[Datum], enacted: Sequence[Enacted], drive: Any
-) -> tuple[Move, ...]:
-    """The moves between the readings of one instant: what `fuse` added to the covariance, as noise of no duration."""
-    if not any(step.verdict == "widened" or step.let_go for step in enacted):
-        return ()
-    layout, n = batch.layout, batch.layout.size
-    channels = tuple(dict.fromkeys(d.sensor.channel for d in data))
-    joint = batch.filter.look(arrived, channels, drive)
-    moves: list[Move] = []
-    for datum, step in zip(data, enacted, strict=True):
-        now, row = _belief(joint, arrived, n), n + channels.index(datum.sensor.channel)
-        if step.verdict == "widened":
-            moves.append(Move(now, _widened(now, joint.cov[:n, row], joint.cov[row, row], layout), now.cov))
-        elif step.let_go and datum.sensor.error is not None:
-            moves.append(Move(now, _let_go(now, datum.sensor.error, layout), now.cov))
-        joint = _enact(batch.filter, joint, arrived, datum, step, channels, drive, layout)
-    return tuple(moves)
-
-
 def _between(batch: Batch, stop: Stop, later: Belief, asked: Sequence[float]) -> list[Belief]:
     """Beliefs at times between two instants of evidence, newest first, by a way of their own that halts at them."""
     if not asked:
         return []
     found: list[Belief] = []
-    for move in reversed([*_way(batch, stop.begin, [*asked, later.time])]):
+    for move in reversed([*way(batch, stop.begin, [*asked, later.time])]):
         if found and found[-1].time == asked[0]:
             break
         later = back(move, later)
         if later.time in asked:
             found.append(later)
     return found
+
+
+def _leap(joint: Outlook, belief: Belief, datum: Datum, step: Enacted, row: int, layout: Layout) -> Belief | None:
+    """The belief as it was widened for a reading, or None: as `twin.estimation.screen` does it."""
+    now = _belief(joint, belief, layout.size)
+    if step.verdict == "widened":
+        return _widened(now, joint.cov[: layout.size, row], float(joint.cov[row, row]), layout)
+    if step.let_go and datum.sensor.error is not None:
+        return _let_go(now, datum.sensor.error, layout)
+    return None

@@ -35,6 +35,9 @@ PULL = 1.0
 REACH = 3.0
 """Largest |ln multiplier| looked at."""
 
+PROBE = 0.3
+"""Step of ln multiplier with which the curvature of the likelihood is first felt for."""
+
 ENOUGH = 8
 """A sensor with fewer readings in all batches is left as it is."""
 
@@ -56,7 +59,8 @@ KNOBS = (
     Knob("death", noise=("dead",)),
     Knob("carbon", noise=("glucose", "lactate")),
     Knob("nitrogen", noise=("glutamine", "ammonia")),
-    Knob("phenotype", noise=("car_odds", "exhausted")),
+    Knob("car_odds", noise=("car_odds",)),
+    Knob("exhaustion", noise=("exhausted",)),
     Knob("strong_ion", noise=("strong_ion",)),
     Knob("volume", noise=("volume",)),
     Knob("parameter_walk", parameters=True),
@@ -79,15 +83,14 @@ KNOBS = (
 """One a device and one a kind of unexplained biology. Cytokine, doublings and activation keep their process noise: no
 routine reading tells it from that of growth."""
 
-_VOLUME = frozenset({"weight"})
-_GAS = frozenset({"ph", "do", "oxygen_uptake"})
 _NEEDS: Mapping[str, frozenset[str]] = {
     "death": frozenset({"viability", "dead_density", "total_density"}),
     "carbon": frozenset({"glucose", "lactate", "raman_glucose", "raman_lactate"}),
     "nitrogen": frozenset({"glutamine", "ammonia"}),
-    "phenotype": frozenset({"car_fraction", "exhausted_fraction"}),
+    "car_odds": frozenset({"car_fraction"}),
+    "exhaustion": frozenset({"exhausted_fraction"}),
     "strong_ion": frozenset({"ph"}),
-    "volume": _VOLUME,
+    "volume": frozenset({"weight"}),
 }
 """Channels of which a kind of process noise needs at least one, else nothing speaks of it."""
 
@@ -193,20 +196,6 @@ def turned(process: Process, knobs: Sequence[Knob], multipliers: Sequence[float]
     return replace(process, noise=Coordinates(**noise), sensors=sensors, parameter_walk=parameter_walk)
 
 
-def matched(process: Process, knob: Knob, found: Iterable[Innovation]) -> float:
-    """Multiplier of a knob of reading noise that makes mean squared innovations what they should be (Mehra 1972).
-
-    Innovation variance left to the noise of the reading, over what the noise was. Half to twice, 1 for other knobs: a
-    place to begin, since a wrong process noise shows in the innovations as well.
-    """
-    ratios = [
-        1.0 + (i.residual**2 - i.s) / process.sensors[i.channel].sd ** 2
-        for i in found
-        if i.channel in knob.sd and i.nis < CLIP_NIS
-    ]
-    return float(np.sqrt(np.clip(np.mean(ratios), 0.25, 4.0))) if ratios else 1.0
-
-
 def tune(
     process: Process,
     batches: Sequence[Batch],
@@ -231,25 +220,81 @@ def tune(
     chosen = relevant(process, batches, tuple(knobs or KNOBS))
     if not chosen:
         raise ValueError("no batch has a reading whose channel has a sensor in the process")
-    found = [i for b in batches for i in innovations(b, in_vessel(process, b))]
-    reference, begin = log_likelihood(found), [matched(process, k, found) for k in chosen]
-    best, spent = 0.0, 0
-
-    def loss(logs: np.ndarray) -> float:
-        nonlocal best, spent
-        gained = score(turned(process, chosen, np.exp(logs)), batches).log_likelihood - reference
-        gained -= 0.5 * float(np.sum(np.square(logs))) / pull**2
-        best, spent = max(best, gained), spent + 1
-        tick(best)
-        return -gained
-
-    bounds = Bounds(np.full(len(chosen), -REACH), np.full(len(chosen), REACH))
-    options = {"maxfev": evaluations, "initial_tr_radius": 0.5, "final_tr_radius": 0.03}
-    result = minimize(loss, np.log(begin), method="COBYQA", bounds=bounds, options=options)
-    multipliers = np.exp(result.x)
+    search = _Search(process, chosen, batches, pull, tick)
+    logs = np.zeros(len(chosen))
+    for _ in range(2):
+        logs = np.clip(logs + search.matched(logs), -REACH, REACH)
+    begin, scale = search.probed(logs)
+    low, high = ((np.full(len(chosen), edge) - begin) / scale for edge in (-REACH, REACH))
+    found = minimize(
+        lambda z: search.loss(begin + scale * z), np.zeros(len(chosen)), method="COBYQA", bounds=Bounds(low, high),
+        options={"maxfev": max(evaluations - search.spent, 1), "initial_tr_radius": 2.0, "final_tr_radius": 0.3},
+    )  # fmt: skip
+    multipliers = np.exp(search.best_at)
     return Tuned(
         turned(process, chosen, multipliers),
         {k.name: float(m) for k, m in zip(chosen, multipliers, strict=True)},
-        spent,
-        bool(result.success),
+        search.spent,
+        bool(found.success),
     )
+
+
+class _Search:
+    """The log posterior of ln multipliers, and what has been seen of it."""
+
+    def __init__(
+        self,
+        process: Process,
+        knobs: Sequence[Knob],
+        batches: Sequence[Batch],
+        pull: float,
+        tick: Callable[[float], None],
+    ) -> None:
+        self.process, self.knobs, self.batches, self.pull, self.tick = process, knobs, batches, pull, tick
+        self.spent, self.reference, self.best, self.best_at = 0, 0.0, np.inf, np.zeros(len(knobs))
+        self.reference, self.best = self.loss(self.best_at), 0.0
+
+    def loss(self, logs: np.ndarray) -> float:
+        """Negative log posterior [nats], less than 0 where it is better than the configured noise."""
+        return self._loss(logs)[0]
+
+    def matched(self, logs: np.ndarray) -> np.ndarray:
+        """Step of ln multiplier that makes mean squared innovations what they should be (Mehra 1972): half to twice.
+
+        Of the noise of readings; 0 for other knobs. A place to begin, since process noise shows in innovations as well.
+        """
+        _, process, found = self._loss(logs)
+        steps = np.zeros(len(self.knobs))
+        for k, knob in enumerate(self.knobs):
+            excess = [
+                (i.residual**2 - i.s) / process.sensors[i.channel].sd ** 2
+                for i in found
+                if i.channel in knob.sd and i.nis < CLIP_NIS
+            ]
+            if excess:
+                steps[k] = 0.5 * np.log(np.clip(1.0 + np.mean(excess), 0.25, 4.0))
+        return steps
+
+    def probed(self, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where a parabola through three points a knob has its top, and the standard deviation of ln multiplier there."""
+        centre = self.loss(logs)
+        steps, scale = np.zeros(logs.size), np.zeros(logs.size)
+        for k in range(logs.size):
+            probe = np.zeros(logs.size)
+            probe[k] = PROBE
+            up, down = self.loss(logs + probe), self.loss(logs - probe)
+            curvature = max((up + down - 2.0 * centre) / PROBE**2, 1.0 / self.pull**2)
+            steps[k] = np.clip((down - up) / (2.0 * PROBE * curvature), -2.0 * PROBE, 2.0 * PROBE)
+            scale[k] = curvature**-0.5
+        self.loss(np.clip(logs + steps, -REACH, REACH))
+        return self.best_at, np.minimum(scale, PROBE)
+
+    def _loss(self, logs: np.ndarray) -> tuple[float, Process, list[Innovation]]:
+        process = turned(self.process, self.knobs, np.exp(logs))
+        found = [i for b in self.batches for i in innovations(b, in_vessel(process, b))]
+        loss = 0.5 * float(np.sum(np.square(logs))) / self.pull**2 - log_likelihood(found) - self.reference
+        self.spent += 1
+        if loss < self.best:
+            self.best, self.best_at = loss, np.array(logs)
+        self.tick(-self.best if self.spent > 1 else 0.0)
+        return loss, process, found
