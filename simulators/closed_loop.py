@@ -6,6 +6,7 @@ its recipe, the twin's decisions become expiring overrides, and what the edge le
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from controllers.plan import Decision, Policy
 from controllers.policies import RecipePolicy
 from simulators.donors import VirtualDonor
 from simulators.edge import HARVEST, Ack, Caps, Override
+from simulators.faults import Fault
 from simulators.reactor import Outcome, VirtualBioreactor
 from simulators.scenario import Scenario, load_scenario
 from twin.batch import start
@@ -55,6 +57,7 @@ def run_closed_loop(
     scenario: Scenario | str = "nominal",
     donor_prior: DonorPrior | None = None,
     filter_name: str = "ukf",
+    faults: Iterable[Fault] = (),
     **settings: Any,
 ) -> BatchResult:
     """Run one batch to its harvest. Deterministic: same arguments, same result to the last bit.
@@ -67,6 +70,7 @@ def run_closed_loop(
         scenario: an entry of `configs/scenarios`, a file, or a `Scenario`.
         donor_prior: what the twin knows of donors; None: the preset's published spreads.
         filter_name: "ukf" or "ekf".
+        faults: what goes wrong on the rig.
         settings: of the policy, when it is given by name; for "mpc" the fields of `controllers.mpc.MpcSettings`.
 
     Raises ConfigError for an unknown policy, recipe or scenario.
@@ -75,7 +79,7 @@ def run_closed_loop(
     name, recipe, chosen = resolve_policy(process, policy, surroundings, settings)
     if chosen is None:
         process = replace(process, recipe=recipe)
-    rig = VirtualBioreactor(process, donor, seed=seed, scenario=surroundings, online=chosen is not None)
+    rig = VirtualBioreactor(process, donor, seed=seed, scenario=surroundings, online=chosen is not None, faults=faults)
     session = None
     if chosen is not None:
         batch = start(f"virtual-{rig.donor.id}-{seed}", process, donor_prior or preset_prior(process), filter_name)

@@ -6,6 +6,7 @@ drift act on the scale on which the channel is compared (`twin.sensors.CHANNELS`
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ import numpy as np
 
 from simulators.plant import DayEffect, Plant, PlantState, Status, status
 from twin.evidence import Measurement
-from twin.sensors import AIR_SATURATION, CAPACITANCE, CHANNELS
+from twin.sensors import AIR_SATURATION, CAPACITANCE, CHANNELS, MONITORED
 
 Signal = Callable[[PlantState, Status, Plant], float]
 
 HOUR = 1.0 / 24.0
+BODY_HEAT = 37.0  # what the vessel is held at [degC]
 SECOND = 1.0 / 86400.0
 
 
@@ -46,6 +48,7 @@ SIGNALS: Mapping[str, Signal] = {
     "do": lambda x, s, p: 100.0 * s.gas.oxygen / AIR_SATURATION,
     "oxygen_uptake": lambda x, s, p: s.gas.our / 24.0,
     "weight": lambda x, s, p: x.volume,
+    "temperature": lambda x, s, p: BODY_HEAT,
 }
 """What a perfect instrument would read, in the channel's canonical unit."""
 
@@ -101,12 +104,26 @@ class Device:
             device.drifts[name] = c.drift * (1.0 if rng.random() < 0.5 else -1.0)
         return device
 
+    def calibrate(self, channel: str, error: float) -> None:
+        """Replace the channel's accumulated error; its drift goes on. `error` in sd of a fresh calibration."""
+        self.errors[channel] = self.spec.channels[channel].bias * error
+
     def is_due(self, now: float) -> bool:
         """Whether a reading falls due by `now` [d]."""
         return self.due <= now + 1e-9
 
-    def measure(self, now: float, sampled_at: float, x: PlantState, plant: Plant, day: DayEffect) -> list[Measurement]:
+    def measure(
+        self,
+        now: float,
+        sampled_at: float,
+        x: PlantState,
+        plant: Plant,
+        day: DayEffect,
+        condition: Status | None = None,
+    ) -> list[Measurement]:
         """Readings of the vessel `x` at `sampled_at`, due at `now`; `received_at` is when they are known at the earliest.
+
+        `condition` is `status(x, plant, day)` where it is known already.
 
         All draws are made whether or not a channel is reported or the reading lost, so that no such choice shifts a later
         draw.
@@ -121,11 +138,11 @@ class Device:
         if rng.random() < spec.late_probability:
             delay += extra
         self.count += 1
-        condition = status(x, plant, day)
+        condition = condition or status(x, plant, day)
         readings: list[Measurement] = []
         for name, c in spec.channels.items():
             step, noise = rng.standard_normal(2)
-            self.errors[name] += self.drifts[name] * span + c.walk * float(np.sqrt(max(span, 0.0)) * step)
+            self.errors[name] += self.drifts[name] * span + c.walk * float(math.sqrt(max(span, 0.0)) * step)
             if lost or name not in self.channels:
                 continue
             value = _reading(
@@ -136,6 +153,9 @@ class Device:
 
 
 def _reading(channel: str, truth: float, error: float) -> float:
+    if channel in MONITORED:
+        low, high = MONITORED[channel]
+        return min(max(truth + error, low), high)
     c = CHANNELS[channel]
     value = truth * float(np.exp(error)) if c.scale == "log" else truth + error
-    return float(np.clip(value, c.low, c.high))
+    return min(max(value, c.low), c.high)

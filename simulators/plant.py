@@ -167,7 +167,7 @@ def status(x: PlantState, plant: Plant, day: DayEffect) -> Status:
     fresh_young, fresh_old = senescence(x.age_young, c.PD_max), senescence(x.age_old, c.PD_max)
     fresh = young_share * fresh_young + (1.0 - young_share) * fresh_old
     our = c.q_O2 * x.size**3 * viable
-    oxygen = oxygen_balance(our, v.O2_set, v.O2_sat, v.kLa)
+    oxygen = _plain(oxygen_balance(our, v.O2_set, v.O2_sat, v.kLa))
     f_oxygen = monod(oxygen, c.K_O)
     awake = s.quick_share * x.quick + (1.0 - s.quick_share) * x.slow
     growth = (
@@ -176,7 +176,7 @@ def status(x: PlantState, plant: Plant, day: DayEffect) -> Status:
     )  # fmt: skip
     acid = c.Y_LG * (c.a_G * growth * fresh + c.m_G) * f_glucose * viable
     bicarbonate, pco2, ph = carbonate(x.strong_ion, v.RQ * our + acid, v.pH_set, v.pCO2_floor, v.kLa_CO2)
-    growth = growth * ph_optimum(ph, c.pH_opt, c.w_pH)
+    growth = growth * _plain(ph_optimum(ph, c.pH_opt, c.w_pH))
     mu_young, mu_old = growth * fresh_young, growth * fresh_old
     mu = growth * fresh
     starved = 1.0 - f_glucose * f_oxygen
@@ -189,7 +189,7 @@ def status(x: PlantState, plant: Plant, day: DayEffect) -> Status:
     )
     pace = mu / c.mu_max - 0.5
     q_glucose = day.uptake * (c.a_G * mu + c.m_G) * f_glucose
-    starving = 0.5 * (1.0 + np.tanh((s.glucose_switch - x.glucose) / 0.4))
+    starving = 0.5 * (1.0 + _plain(np.tanh((s.glucose_switch - x.glucose) / 0.4)))
     q_lactate = (
         c.Y_LG * (1.0 + s.yield_slope * pace) * q_glucose
         - s.lactate_uptake * starving * x.lactate / (2.0 + x.lactate)
@@ -202,6 +202,11 @@ def status(x: PlantState, plant: Plant, day: DayEffect) -> Status:
         c.v_C * monod(x.cytokine, c.K_mC),
         Gas(oxygen, our, v.RQ * our + acid, pco2, bicarbonate, ph),
     )  # fmt: skip
+
+
+def _plain(v: Scalar) -> Scalar:
+    """A NumPy scalar as a float, the same bits: arithmetic on floats is twice as fast. Arrays stay arrays."""
+    return float(v) if isinstance(v, float) else v
 
 
 def _onset(z: Scalar, exponent: Scalar) -> Scalar:
@@ -217,7 +222,7 @@ def plant_rates(x: PlantState, u: Control, plant: Plant, day: DayEffect) -> Plan
     p = u.perfusion * plant.pumps.perfusion / (1.0 + s.flow_loss * x.fouling)
     f, bleed = u.feed * plant.pumps.feed, u.bleed * plant.pumps.bleed
     dose = u.cytokine_dose * plant.pumps.cytokine_dose
-    refill = v.level * np.maximum(plant.level - volume, 0.0) / (volume * REFILL)
+    refill = v.level * _plain(np.maximum(plant.level - volume, 0.0)) / (volume * REFILL)
     swell = (1.0 - v.level) * f + refill  # relative growth of volume
     escape = bleed + v.leak * (1.0 + s.leak_growth * x.fouling) * (p + v.level * f)
     out = escape + swell
@@ -229,7 +234,7 @@ def plant_rates(x: PlantState, u: Control, plant: Plant, day: DayEffect) -> Plan
     decay = c.k_Q * x.glutamine
     fresh_medium = p + refill
     age, stress = x.doublings / c.PD_max, x.lactate / 30.0
-    base = 0.5 * v.base_max * (1.0 + np.tanh((v.pH_base - now.gas.ph) / 0.05))
+    base = 0.5 * v.base_max * (1.0 + _plain(np.tanh((v.pH_base - now.gas.ph) / 0.05)))
     return PlantState(
         young_positive=(young - drag) * x.young_positive,
         young_negative=(young + gain) * x.young_negative,

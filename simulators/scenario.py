@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +28,7 @@ class Scenario:
     instruments: tuple[Instrument, ...]
     caps: Caps
     budget: Budget
+    calibrations: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # planned, by channel, ascending [d]
 
 
 class _Strict(BaseModel):
@@ -93,6 +94,7 @@ class _Scenario(_Strict):
     instruments: dict[Name, _Instrument]
     caps: _Caps = _Caps()
     budget: _Budget = _Budget()
+    calibrations: dict[str, tuple[Annotated[float, Field(gt=0)], ...]] = {}
 
 
 def scenario_path(name: str) -> Path:
@@ -129,6 +131,11 @@ def make_scenario(content: Mapping[str, Any] | Any, where: str) -> Scenario:
             seen[channel] = name
         if device.age_h >= s.tick_h:
             raise ConfigError(f"{where}: field instruments.{name}.age_h: must be less than tick_h, {s.tick_h:g} h")
+    for channel, days in s.calibrations.items():
+        if channel not in seen:
+            raise ConfigError(f"{where}: field calibrations.{channel}: no instrument reads it; read: {', '.join(seen)}")
+        if list(days) != sorted(set(days)):
+            raise ConfigError(f"{where}: field calibrations.{channel}: days must ascend, not {list(days)}")
     return Scenario(
         name=s.name,
         mismatch=s.mismatch,
@@ -136,6 +143,7 @@ def make_scenario(content: Mapping[str, Any] | Any, where: str) -> Scenario:
         instruments=tuple(_instrument(name, i, s.tick_h) for name, i in s.instruments.items()),
         caps=Caps(**s.caps.model_dump()),
         budget=Budget(**s.budget.model_dump()),
+        calibrations=s.calibrations,
     )
 
 

@@ -7,6 +7,7 @@ Unknown keys, wrong types and missing units are refused with file and field.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,7 +19,7 @@ from twin.bioreactor import Coordinates, Kinetics, Medium, State, Theta, Vessel
 from twin.process import Limits, Process, Recipe, Stage, Target
 from twin.sensors import CHANNELS, Sensor, SensorError
 
-Kind = Literal["presets", "media", "recipes", "sensors", "targets", "limits", "stages", "processes"]
+Kind = Literal["presets", "media", "recipes", "sensors", "targets", "limits", "stages", "processes", "noise"]
 Basis = Literal["pub", "calc", "asm", "fit"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 M = TypeVar("M", bound=BaseModel)
@@ -143,6 +144,24 @@ class ProcessFile(_Strict):
     limits: str
     stages: str
     considered: tuple[str, ...] = ()
+    noise: str | None = None
+
+
+class _SensorNoise(_Strict):
+    sd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    walk: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class NoiseFile(_Strict):
+    """Noise that replaces what process and sensors say of theirs, as `celltwin tune` writes it; what is not named stays."""
+
+    name: Name
+    source: str
+    process: dict[
+        str, Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    ] = {}  # of `Coordinates`, sd of ln per sqrt(day)
+    parameter_walk: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    sensors: dict[str, _SensorNoise] = {}
 
 
 def read_yaml(path: Path) -> Any:
@@ -312,6 +331,7 @@ def make_process(
     limits: str = "car_nk",
     stages: str | None = None,
     considered: tuple[str, ...] = (),
+    noise: str | None = None,
 ) -> Process:
     """Assemble a process from named entries (or files). Raises ConfigError for a considered parameter without a spread."""
     entry = load_preset(preset)
@@ -323,7 +343,7 @@ def make_process(
         raise ConfigError(
             f"process {name or entry.name}: field considered: preset {preset!r} gives no donor spread for {unknown}"
         )
-    return Process(
+    process = Process(
         name=name or entry.name,
         theta=Theta(cell, vessel, load_medium(medium or entry.medium)),
         donor_sd=spreads,
@@ -336,6 +356,27 @@ def make_process(
         stages=load_stages(stages) if stages else (),
         considered=considered,
     )
+    return process if noise is None else with_noise(process, noise)
+
+
+def with_noise(process: Process, name: str) -> Process:
+    """The process with the noise of an entry of ``noise`` (or a file). Raises ConfigError for what the process lacks."""
+    path = locate("noise", name)
+    given = parse(NoiseFile, read_yaml(path), str(path))
+    sensors = dict(process.sensors)
+    if unknown := sorted(set(given.process) - set(Coordinates._fields)):
+        raise ConfigError(f"{path}: field process: unknown {unknown}; known: {', '.join(Coordinates._fields)}")
+    if unknown := sorted(set(given.sensors) - set(sensors)):
+        raise ConfigError(f"{path}: field sensors: process {process.name!r} has no sensor for {unknown}")
+    for channel, found in given.sensors.items():
+        sensor, error = sensors[channel], sensors[channel].error
+        if found.walk is not None:
+            if error is None:
+                raise ConfigError(f"{path}: field sensors.{channel}.walk: this sensor has no error that could walk")
+            error = error._replace(walk=found.walk)
+        sensors[channel] = replace(sensor, sd=found.sd or sensor.sd, error=error)
+    walk = process.parameter_walk if given.parameter_walk is None else given.parameter_walk
+    return replace(process, noise=process.noise._replace(**given.process), parameter_walk=walk, sensors=sensors)
 
 
 def load_config(name: str) -> Process:
@@ -347,5 +388,5 @@ def load_config(name: str) -> Process:
     p = parse(ProcessFile, read_yaml(path), str(path))
     return make_process(
         p.preset, name=p.name, medium=p.medium, recipe=p.recipe, sensors=p.sensors,
-        targets=p.targets, limits=p.limits, stages=p.stages, considered=p.considered,
+        targets=p.targets, limits=p.limits, stages=p.stages, considered=p.considered, noise=p.noise,
     )  # fmt: skip

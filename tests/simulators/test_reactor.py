@@ -13,6 +13,7 @@ from simulators.donors import TYPICAL
 from twin.config import load_config
 from twin.evidence import ControlApplied, Event, Fact, Measurement
 from twin.process import Target
+from twin.sensors import MONITORED
 
 PROCESS = load_config("car_nk")
 OPEN = edge_settings(PROCESS.recipe, PROCESS.limits, Caps(floor=0.5), Budget(2.0, 9.0, 600.0, 6000.0))
@@ -213,7 +214,7 @@ def test_delivered_medium_differs_from_the_commanded_by_the_pumps_error() -> Non
 def test_channels_that_the_process_does_not_read_are_not_sent() -> None:
     offline = replace(PROCESS, sensors={k: v for k, v in PROCESS.sensors.items() if k in ("viable_density", "lactate")})
     sent = {f.channel for f in play(VirtualBioreactor(offline, 3, seed=3), 3.0) if isinstance(f, Measurement)}
-    assert sent == {"viable_density", "lactate"}
+    assert sent - set(MONITORED) == {"viable_density", "lactate"}
 
 
 def test_a_careless_laboratory_tells_less_and_later() -> None:
@@ -226,3 +227,40 @@ def test_a_careless_laboratory_tells_less_and_later() -> None:
     assert np.mean([m.received_at - m.sampled_at for m in careless]) > 1.5 * np.mean(
         [m.received_at - m.sampled_at for m in kept]
     )
+
+
+def calibrated(seed: int, **days: tuple[float, ...]) -> list[Fact]:
+    return play(
+        VirtualBioreactor(PROCESS, 3, seed=seed, scenario=replace(load_scenario("nominal"), calibrations=days)), 6.0
+    )
+
+
+def test_a_calibration_is_told_after_the_readings_that_it_does_not_concern() -> None:
+    plain, facts = calibrated(3), calibrated(3, ph=(2.0, 4.0), raman_glucose=(3.0,))
+    events = [f for f in facts if isinstance(f, Event) and f.kind == "calibration"]
+    assert [(e.id, round(e.at, 3), dict(e.detail)) for e in events] == [
+        ("calibration-ph-1", 2.0, {"channel": "ph"}),
+        ("calibration-raman_glucose-1", 3.0, {"channel": "raman_glucose"}),
+        ("calibration-ph-2", 4.0, {"channel": "ph"}),
+    ]
+    before, after = ({f.id: f.value for f in fs if isinstance(f, Measurement)} for fs in (plain, facts))
+    assert list(before) == list(after)
+    first = {"ph": events[0].at, "raman_glucose": events[1].at}
+    for f in facts:
+        if isinstance(f, Measurement):
+            assert (before[f.id] != f.value) == (f.sampled_at > first.get(f.channel, 99.0)), f
+
+
+def test_a_calibration_draws_the_error_anew_about_zero() -> None:
+    def error(seed: int, **days: tuple[float, ...]) -> float:
+        """Mean error of the lactate spectra of the first half day but the two before the calibration."""
+        rig = VirtualBioreactor(PROCESS, 3, seed=seed, scenario=replace(load_scenario("nominal"), calibrations=days))
+        read = [f for f in rig.tick(0.5) if isinstance(f, Measurement) and f.channel == "raman_lactate"]
+        return float(np.mean([m.value - rig.signals[m.id] for m in read[2:]]))
+
+    kept = np.array([error(s) for s in range(60)])
+    drawn = np.array([error(s, raman_lactate=(0.02,)) for s in range(60)])
+    assert kept.std() == pytest.approx(1.8, rel=0.3)
+    assert drawn.std() == pytest.approx(1.8, rel=0.3)
+    assert abs(drawn.mean()) < 4 * 1.8 / np.sqrt(60)
+    assert abs(np.corrcoef(kept, drawn)[0, 1]) < 0.4

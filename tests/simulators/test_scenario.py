@@ -9,6 +9,7 @@ import yaml
 
 from simulators.scenario import load_scenario, make_scenario, scenario_path
 from twin.config import ConfigError, configs_dir, load_config
+from twin.sensors import MONITORED
 
 GOOD = yaml.safe_load(scenario_path("nominal").read_text())
 
@@ -18,7 +19,7 @@ def test_shipped_scenarios_load_and_serve_the_process(name: str) -> None:
     scenario = load_scenario(name)
     assert scenario.name == name
     channels = {c for i in scenario.instruments for c in i.channels}
-    assert channels <= set(load_config("car_nk").sensors)
+    assert channels <= {*load_config("car_nk").sensors, *MONITORED}
     assert {"viable_density", "viability", "glucose", "lactate"} <= channels
 
 
@@ -32,6 +33,11 @@ def test_hours_become_days() -> None:
     counter = next(i for i in load_scenario("nominal").instruments if i.name == "counter")
     assert counter.interval == pytest.approx(1.0)
     assert counter.delay == pytest.approx((1 / 24, 4 / 24))
+
+
+def test_calibrations_are_planned_by_channel_and_none_is_shipped() -> None:
+    assert make_scenario(changed("calibrations", {"ph": [7, 14.5]}), "lab.yaml").calibrations == {"ph": (7.0, 14.5)}
+    assert load_scenario("nominal").calibrations == {}
 
 
 def changed(path: str, value: object) -> dict[str, object]:
@@ -60,6 +66,11 @@ def changed(path: str, value: object) -> dict[str, object]:
         ("instruments.raman.age_h", 2.0, "age_h"),
         ("instruments.raman.delay_h", [1, 2], "age_h"),
         ("budget.day", -1, "budget.day"),
+        ("calibrations", {"colour": [7]}, "calibrations.colour: no instrument reads it"),
+        ("calibrations", {"ph": [9, 7]}, "calibrations.ph: days must ascend"),
+        ("calibrations", {"ph": [7, 7]}, "calibrations.ph: days must ascend"),
+        ("calibrations", {"ph": [0]}, "calibrations.ph"),
+        ("calibrations", {"ph": "weekly"}, "calibrations.ph"),
         ("caps.of_recipe_now", 0.5, "of_recipe_now"),
     ],
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -35,15 +36,17 @@ from twin.estimation.belief import N_STATE, Belief, Layout
 from twin.estimation.filters import root
 from twin.estimation.model import BioreactorModel, initial_belief, make_layout
 from twin.inputs import Drive
-from twin.integrate import advance
-from twin.native.build import compiler
+from twin.integrate import FLOOR, rk4, substeps
+from twin.native.columns import Columns
 from twin.process import Process
 from twin.sensors import CHANNELS, compared
-from twin.transition import N_CELL, N_VESSEL, advance_many, flat
+from twin.transition import N_CELL, N_VESSEL, flat, step_function
 
 SPREAD = float(np.sqrt(3.0))  # of the sigma points, as in `twin.estimation.filters.ukf`
 COLUMNS = 2048
 """Sigma points that are worked on at once: so many stay in the cache of a core."""
+QUIET = np.errstate(all="ignore")
+"""A belief that is not finite says so itself (`Beliefs.finite`), and passes no gate."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +120,6 @@ class Fleet:
         points = MerweScaledSigmaPoints(layout.size, alpha=1.0, beta=2.0, kappa=3.0 - layout.size)
         self.weight = float(points.Wc[-1])  # of every sigma point but the central one
         self.excess = float(np.sum(points.Wc)) - 2.0
-        self.advance = advance_many() if compiler() else _in_numpy
 
     def __len__(self) -> int:
         return len(self.processes)
@@ -143,28 +145,34 @@ class Innovations(NamedTuple):
 Span: TypeAlias = float | Float[np.ndarray, " R"]
 
 
+@QUIET
 def predict_fleet(fleet: Fleet, beliefs: Beliefs, drives: Sequence[Drive], until: Span) -> Beliefs:
     """Every belief carried to `until` [d], one for all or one for each, with the drive of its reactor held.
 
-    Where no time passes a belief stays as it is. Reactors that step by the same span are stepped together: those of a
-    synchronous fleet in one go. Raises ValueError where the numbers of reactors differ.
+    Where no time passes a belief stays as it is. Reactors are stepped together where their spans take the same number
+    of integration steps. Raises ValueError where the numbers of reactors differ.
     """
-    _same_number(fleet, beliefs, drives)
-    spans = np.broadcast_to(np.asarray(until, dtype=float), beliefs.time.shape) - beliefs.time
+    if not len(fleet) == len(beliefs) == len(drives):
+        raise ValueError(f"a fleet of {len(fleet)}, {len(beliefs)} beliefs and {len(drives)} drives do not match")
+    time = np.maximum(np.asarray(until, dtype=float), beliefs.time)
+    spans = time - beliefs.time
+    steps = np.array([substeps(span) if span > 0.0 else 0 for span in spans])
     control = np.array([d.control for d in drives], dtype=float).T
     medium = np.array([d.medium for d in drives], dtype=float).T
     mean, cov, repairs = beliefs.mean.copy(), beliefs.cov.copy(), beliefs.repairs.copy()
-    for span in np.unique(spans[spans > 0.0]):
-        for rows in _blocks(np.flatnonzero(spans == span), fleet):
-            mean[rows], cov[rows], repaired = _carried(
-                fleet, rows, mean[rows], cov[rows], control[:, rows], medium[:, rows], float(span)
-            )
+    for n in np.unique(steps[steps > 0]):
+        for rows in _blocks(np.flatnonzero(steps == n), fleet):
+            drive = Drive(Control(*control[:, rows]), Medium(*medium[:, rows]))
+            mean[rows], cov[rows], repaired = _carried(fleet, rows, mean[rows], cov[rows], drive, spans[rows], int(n))
             repairs[rows] += repaired
-    return Beliefs(np.where(spans > 0.0, beliefs.time + spans, beliefs.time), mean, cov, repairs)
+    return Beliefs(time, mean, cov, repairs)
 
 
+@QUIET
 def look_fleet(fleet: Fleet, beliefs: Beliefs, channels: Sequence[str]) -> Outlooks:
-    """What the sensors of all reactors would read now. Raises KeyError for an unknown channel."""
+    """What the sensors of all reactors would read now. Raises KeyError for an unknown channel, ValueError as above."""
+    if len(fleet) != len(beliefs):
+        raise ValueError(f"a fleet of {len(fleet)}, {len(beliefs)} beliefs do not match")
     count, k, n = len(beliefs), len(channels), fleet.layout.size
     out = Outlooks(np.empty((count, k)), np.empty((count, k, k)), np.empty((count, n, k)))
     diagonal = np.arange(k)
@@ -174,18 +182,18 @@ def look_fleet(fleet: Fleet, beliefs: Beliefs, channels: Sequence[str]) -> Outlo
         _, b, w = points.shape
         columns = points.reshape(n, -1)
         z = np.empty((k, b * w))
-        with np.errstate(all="ignore"):  # a belief that is not finite says so itself
-            state, theta = _physical(columns), _unflat(_theta(fleet, rows, points))
-            phys = physiology(state, theta)
-            for row, channel in enumerate(channels):
-                error = columns[fleet.errors[channel]] if channel in fleet.errors else 0.0
-                z[row] = compared(channel, CHANNELS[channel].observe(state, phys, error))
-            out.mean[rows], out.cov[rows], paired = _moments(fleet, z.reshape(k, b, w).transpose(1, 0, 2))
-            out.cross[rows] = factor @ paired.transpose(0, 2, 1)
+        state, theta = _physical(columns), _unflat(_theta(fleet, rows, points))
+        phys = physiology(state, theta)
+        for row, channel in enumerate(channels):
+            error = columns[fleet.errors[channel]] if channel in fleet.errors else 0.0
+            z[row] = compared(channel, CHANNELS[channel].observe(state, phys, error))
+        out.mean[rows], out.cov[rows], paired = _moments(fleet, z.reshape(k, b, w).transpose(1, 0, 2))
+        out.cross[rows] = factor @ paired.transpose(0, 2, 1)
     out.cov[:, diagonal, diagonal] = np.maximum(out.cov[:, diagonal, diagonal], 0.0)
     return out
 
 
+@QUIET
 def fuse_fleet(
     beliefs: Beliefs,
     outlooks: Outlooks,
@@ -203,20 +211,19 @@ def fuse_fleet(
     r, gate = np.broadcast_to(r, y.shape), np.broadcast_to(gate, y.shape)
     expected, cov, cross = outlooks.mean.copy(), outlooks.cov.copy(), outlooks.cross.transpose(0, 2, 1).copy()
     residual, s, taken = np.empty((count, k)), np.empty((count, k)), np.zeros((count, k), dtype=bool)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for j in range(k):
-            s[:, j] = cov[:, j, j] + r[:, j]
-            residual[:, j] = y[:, j] - expected[:, j]
-            taken[:, j] = np.abs(residual[:, j]) <= gate[:, j] * np.sqrt(s[:, j])  # a NaN is not taken
-            # what later readings have in common with this one, where it is taken in
-            share = np.where(taken[:, j, None], cov[:, j, j + 1 :] / s[:, j, None], 0.0)
-            expected[:, j + 1 :] += share * np.where(taken[:, j], residual[:, j], 0.0)[:, None]
-            cov[:, j + 1 :, j + 1 :] -= share[:, :, None] * cov[:, None, j, j + 1 :]
-            cross[:, j + 1 :] -= share[:, :, None] * cross[:, None, j]
-        ratio = np.abs(residual) / (gate * np.sqrt(s))
-        # each reading's own part: along `told`, orthogonal to the readings before it
-        told = np.where(taken[:, :, None], cross / np.sqrt(s)[:, :, None], 0.0)
-        by = np.where(taken, residual / np.sqrt(s), 0.0)
+    for j in range(k):
+        s[:, j] = cov[:, j, j] + r[:, j]
+        residual[:, j] = y[:, j] - expected[:, j]
+        taken[:, j] = np.abs(residual[:, j]) <= gate[:, j] * np.sqrt(s[:, j])  # a NaN is not taken
+        # what later readings have in common with this one, where it is taken in
+        share = np.where(taken[:, j, None], cov[:, j, j + 1 :] / s[:, j, None], 0.0)
+        expected[:, j + 1 :] += share * np.where(taken[:, j], residual[:, j], 0.0)[:, None]
+        cov[:, j + 1 :, j + 1 :] -= share[:, :, None] * cov[:, None, j, j + 1 :]
+        cross[:, j + 1 :] -= share[:, :, None] * cross[:, None, j]
+    ratio = np.abs(residual) / (gate * np.sqrt(s))
+    # each reading's own part: along `told`, orthogonal to the readings before it
+    told = np.where(taken[:, :, None], cross / np.sqrt(s)[:, :, None], 0.0)
+    by = np.where(taken, residual / np.sqrt(s), 0.0)
     mean, after = beliefs.mean + (by[:, None, :] @ told)[:, 0], np.empty_like(beliefs.cov)
     for i in range(0, count, 32):
         part = told[i : i + 32]
@@ -229,29 +236,27 @@ def fuse_fleet(
 
 
 def _carried(
-    fleet: Fleet, rows: np.ndarray, mean: np.ndarray, cov: np.ndarray, control: np.ndarray, medium: np.ndarray,
-    span: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Mean and covariance of some reactors `span` days on, and which covariances had to be repaired."""
+    fleet: Fleet, rows: np.ndarray, mean: np.ndarray, cov: np.ndarray, drive: Drive, spans: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and covariance of some reactors `spans` days on in n steps, and which covariances had to be repaired."""
     factor, repaired = _roots(cov)
     moving = fleet.layout.error_start
     points = _sigma_points(mean, factor[:, :, :moving])  # points along the resting coordinates move as the centre does
-    n, b, w = points.shape
+    size, b, w = points.shape
     theta = _theta(fleet, rows, points)
-    theta[-len(Medium._fields) :] = np.repeat(medium, w, axis=1)
-    with np.errstate(all="ignore"):  # a belief that is not finite says so itself
-        state = np.array(_physical(points.reshape(n, -1)))
-        carried = State(*fleet.advance(state, np.repeat(control, w, axis=1), theta, span))
-        moved = np.log(np.array(to_coordinates(carried))).reshape(N_STATE, b, w)
-        centre, own, paired = _moments(fleet, moved.transpose(1, 0, 2))
-        with_rest = paired @ factor[:, N_STATE:, :moving].transpose(0, 2, 1)
+    theta[-len(Medium._fields) :] = np.repeat(np.array(drive.medium), w, axis=1)
+    state, control = _physical(points.reshape(size, -1)), np.repeat(np.array(drive.control), w, axis=1)
+    carried = _stepped(state, control, theta, np.repeat(spans / n, w), n)
+    moved = np.log(np.array(to_coordinates(carried))).reshape(N_STATE, b, w)
+    centre, own, paired = _moments(fleet, moved.transpose(1, 0, 2))
+    with_rest = paired @ factor[:, N_STATE:, :moving].transpose(0, 2, 1)
     out_mean, out = mean.copy(), cov.copy()
     out_mean[:, :N_STATE] = centre
     for i in np.flatnonzero(repaired):
         out[i] = factor[i] @ factor[i].T
     out[:, :N_STATE, :N_STATE], out[:, :N_STATE, N_STATE:] = own, with_rest
     out[:, N_STATE:, :N_STATE] = with_rest.transpose(0, 2, 1)
-    out += fleet.noise[rows] * span
+    out += fleet.noise[rows] * spans[:, None, None]
     return out_mean, out, repaired
 
 
@@ -292,9 +297,19 @@ def _unflat(theta: np.ndarray) -> Theta:
     return Theta(Kinetics(*theta[:cell]), Vessel(*theta[cell:vessel]), Medium(*theta[vessel:]))
 
 
-def _in_numpy(x: np.ndarray, u: np.ndarray, theta: np.ndarray, span: float) -> np.ndarray:
-    """`twin.transition.Advance` without a compiler: of so many columns NumPy is faster than the virtual machine."""
-    return np.array(advance(State(*x), Control(*u), _unflat(theta), span))
+@cache
+def _steps() -> Columns:
+    return Columns(step_function(), (), {0: 0})
+
+
+def _stepped(x: State, u: np.ndarray, theta: np.ndarray, dt: np.ndarray, n: int) -> State:
+    """n steps of `twin.integrate`, of `dt` days in each column [m]; of so many columns NumPy is the second fastest."""
+    if _steps().compiled:
+        return State(*_steps()(np.array(x), u, theta, dt[None], times=n)[0])
+    control, known = Control(*u), _unflat(theta)
+    for _ in range(n):
+        x = State(*(np.maximum(a, low) for a, low in zip(rk4(x, control, known, dt), FLOOR, strict=True)))
+    return x
 
 
 def _moments(fleet: Fleet, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -318,8 +333,3 @@ def _errors(process: Process, layout: Layout) -> dict[str, int]:
     """Coordinate of each sensor's own error, by channel; channels without one are not named."""
     own = {channel: sensor.error for channel, sensor in process.sensors.items()}
     return {c: layout.index(e.name) for c, e in own.items() if e is not None and e.name in layout.errors}
-
-
-def _same_number(fleet: Fleet, beliefs: Beliefs, drives: Sequence[Drive]) -> None:
-    if not len(fleet) == len(beliefs) == len(drives):
-        raise ValueError(f"a fleet of {len(fleet)}, {len(beliefs)} beliefs and {len(drives)} drives do not match")

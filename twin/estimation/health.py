@@ -129,19 +129,21 @@ def whiteness(innovations: Sequence[Innovation]) -> Whiteness:
     )
 
 
-def alarms(batch: Batch, now: float) -> tuple[Alarm, ...]:
-    """Everything that a human should know at `now` [d], by channel."""
+def channel_alarms(batch: Batch, now: float) -> tuple[Alarm, ...]:
+    """Alarms about single channels at `now` [d]."""
     found: list[Alarm] = []
     for channel, w in sorted(batch.watches.items()):
+        sensor = batch.process.sensors[channel]
         if w.why:
             found.append(_alarm(w.why, channel, w.alarmed, w.detail))
-    newest: dict[str, float] = {}
-    for m in batch.evidence:
-        newest[m.channel] = m.sampled_at
-    for channel, at in sorted(newest.items()):
-        sensor = batch.process.sensors.get(channel)
-        if sensor is not None and now - at > sensor.stale_after:
-            found.append(_alarm("lost", channel, at + sensor.stale_after, f"no reading since day {at:.2f}"))
+        if now - w.at > sensor.stale_after:
+            found.append(_alarm("lost", channel, w.at + sensor.stale_after, f"no reading since day {w.at:.2f}"))
+    return tuple(found)
+
+
+def alarms(batch: Batch, now: float) -> tuple[Alarm, ...]:
+    """Everything that a human should know at `now` [d], by channel, then of the estimate."""
+    found = list(channel_alarms(batch, now))
     state = health(batch, now)
     if not state.finite:
         found.append(_alarm("not_finite", "", now, "the belief is not a number"))

@@ -10,19 +10,26 @@ tell nothing.) The correlation of an old reading with a coordinate now follows f
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import linalg
 
 from twin.batch import believe_at
+from twin.estimation.belief import N_STATE, Belief, Layout
+from twin.estimation.filters import Matrix, root
+from twin.estimation.smooth import Move, Take, backwards, way, within
 from twin.history import Batch
+from twin.sensors import CHANNELS
 
 INFORMED, WEAKLY = 0.7, 0.95
 """Posterior over prior sd up to which a coordinate is informed (half its variance explained) or weakly so (a tenth)."""
 
 ENTANGLED = 0.9
-"""Posterior correlation from which two coordinates are known mainly as one combination: its sd is under a third."""
+"""Posterior correlation from which two coordinates are known mainly as one combination: knowing the other would
+halve the standard deviation of either, and more."""
 
 Kind = Literal["state", "parameter", "sensor error"]
 Verdict = Literal["informed", "weakly", "not observable yet"]
@@ -131,7 +138,9 @@ def _correlations(belief: Belief) -> Matrix:
     return belief.cov / np.outer(sd, sd)
 
 
-def _entangled(i: int, before: Matrix, after: Matrix, names: Sequence[str], logs: frozenset[str]) -> tuple[Entangled, ...]:
+def _entangled(
+    i: int, before: Matrix, after: Matrix, names: Sequence[str], logs: frozenset[str]
+) -> tuple[Entangled, ...]:
     """The coordinates that the readings, and not the prior, tied to coordinate `i`; the closest first."""
     tied = [j for j in range(len(names)) if j != i and abs(after[i, j]) >= ENTANGLED > abs(before[i, j])]
     found: list[Entangled] = []

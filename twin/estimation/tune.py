@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import Bounds, minimize
+from scipy.optimize import minimize
 
 from twin.batch import start
 from twin.bioreactor import Coordinates
@@ -178,7 +178,7 @@ def relevant(process: Process, batches: Sequence[Batch], knobs: Sequence[Knob] =
     return tuple(found)
 
 
-def turned(process: Process, knobs: Sequence[Knob], multipliers: Sequence[float]) -> Process:
+def turned(process: Process, knobs: Sequence[Knob], multipliers: Iterable[float]) -> Process:
     """The process with the noises of every knob scaled."""
     noise, sensors, parameter_walk = process.noise._asdict(), dict(process.sensors), process.parameter_walk
     for knob, factor in zip(knobs, multipliers, strict=True):
@@ -220,6 +220,8 @@ def tune(
     chosen = relevant(process, batches, tuple(knobs or KNOBS))
     if not chosen:
         raise ValueError("no batch has a reading whose channel has a sensor in the process")
+    if evaluations < (least := 4 * len(chosen) + 8):
+        raise ValueError(f"evaluations: {len(chosen)} knobs need {least} or more, not {evaluations}")
     search = _Search(process, chosen, batches, pull, tick)
     logs = np.zeros(len(chosen))
     for _ in range(2):
@@ -227,8 +229,8 @@ def tune(
     begin, scale = search.probed(logs)
     low, high = ((np.full(len(chosen), edge) - begin) / scale for edge in (-REACH, REACH))
     found = minimize(
-        lambda z: search.loss(begin + scale * z), np.zeros(len(chosen)), method="COBYQA", bounds=Bounds(low, high),
-        options={"maxfev": max(evaluations - search.spent, 1), "initial_tr_radius": 2.0, "final_tr_radius": 0.3},
+        lambda z: search.loss(begin + scale * z), np.zeros(len(chosen)), method="COBYQA", bounds=np.column_stack([low, high]),
+        options={"maxfev": evaluations - search.spent, "initial_tr_radius": 2.0, "final_tr_radius": 0.3},
     )  # fmt: skip
     multipliers = np.exp(search.best_at)
     return Tuned(

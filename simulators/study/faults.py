@@ -1,0 +1,209 @@
+"""Every sensor fault of the vocabulary, on every channel, from several days: found? how soon? is the estimate still right?
+
+One batch a cell on the mismatched plant: the fault begins at its onset and stays until the batch ends `AFTER` days later.
+A fault is found when the twin raises an alarm about the channel (stuck, contradicted, drift, biased, unit slip, lost) or
+refuses its readings, at or after the onset. Viable density and glucose are held against the truth every hour of the fault.
+The same batches without a fault give the false alarms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simulators.faults import SENSOR_MODES, Fault
+from simulators.recording import Recording, afflict, record
+from simulators.study.base import Figure, Row, Study, Table
+from simulators.study.tracking import live, true_at, within
+from twin.batch import start
+from twin.config import load_config
+from twin.donors.prior import DonorPrior, preset_prior
+from twin.estimation.health import channel_alarms
+from twin.evidence import Measurement
+
+CHANNELS = (
+    "ph", "do", "capacitance", "raman_glucose", "raman_lactate", "temperature", "weight", "viable_density", "viability",
+    "car_fraction", "oxygen_uptake", "readback:perfusion",
+)  # fmt: skip
+"""The twelve channels of the safety contract."""
+ONSETS = (1.0, 6.0, 14.0)
+AFTER = 4.0
+HELD = ("viable_density", "glucose")
+
+
+class Job(NamedTuple):
+    """One donor, and the faults that befall copies of its batch."""
+
+    seed: int
+    process: str
+    prior: DonorPrior | None
+    faults: tuple[Fault, ...]
+
+
+def jobs(batches: int, first: int, process: str, prior: DonorPrior | None) -> Sequence[Job]:
+    """All cells of the table for `batches` donors in turn, dealt out so that every job takes about as long."""
+    cells = [Fault(channel, mode, onset) for onset in ONSETS for channel in CHANNELS for mode in SENSOR_MODES]
+    dealt = max(1, len(cells) // 12)
+    return [
+        Job(first + (k + n) % batches, process, prior, tuple(cells[n::dealt]))
+        for k in range(batches)
+        for n in range(dealt)
+    ]
+
+
+def run(job: Job) -> Row:
+    """The faulty batches of one job, and the fault-free one."""
+    process = load_config(job.process)
+    prior = job.prior or preset_prior(process)
+    days = max(f.onset for f in job.faults) + AFTER
+    healthy = record(process, job.seed, seed=job.seed, days=days)
+    cells: list[dict[str, Any]] = []
+    for fault in job.faults:
+        until = fault.onset + AFTER
+        if fault.target in healthy.heeded or fault.kind != "sensor":
+            recording = record(process, job.seed, seed=job.seed, days=until, faults=(fault,))
+        else:
+            recording = afflict(healthy, (fault,))
+        cells.append(_live_through(recording, process, prior, fault, until))
+    return {"seed": job.seed, "cells": cells, "healthy": _fault_free(healthy, process, prior, days)}
+
+
+def _live_through(recording: Recording, process: Any, prior: DonorPrior, fault: Fault, until: float) -> dict[str, Any]:
+    found: float | None = None
+    how, finite, slipped = "", True, 0
+    held: dict[str, list[bool]] = {q: [] for q in HELD}
+    batch = start("study", process, prior)
+    for moment in live(recording, batch):
+        if moment.at > until + 1e-6:
+            break
+        batch = moment.batch
+        finite = finite and batch.belief.finite
+        if moment.at < fault.onset - 1e-6:
+            continue
+        if found is None:
+            found, how = _noticed(moment.batch, moment.refused, fault, moment.at)
+        believed = moment.believed
+        for q in HELD:
+            held[q].append(within(believed[q], float(true_at(recording, q, moment.at))))
+    if fault.mode == "unit_slip":
+        bad = {
+            m.id
+            for m in recording.facts
+            if isinstance(m, Measurement) and m.channel == fault.target and fault.active(m.sampled_at)
+        }
+        times = {m.sampled_at for m in batch.evidence if m.id in bad}
+        slipped = sum(
+            i.verdict in ("accepted", "widened")
+            for i in batch.innovations
+            if i.channel == fault.target and i.time in times
+        )
+    return {
+        "channel": fault.target, "mode": fault.mode, "onset": fault.onset, "found": found is not None, "how": how,
+        "hours": None if found is None else 24.0 * (found - fault.onset), "finite": finite, "slipped": slipped,
+        **{f"held_{q}": (int(np.sum(held[q])), len(held[q])) for q in HELD},
+    }  # fmt: skip
+
+
+def _noticed(batch: Any, refused: Any, fault: Fault, now: float) -> tuple[float | None, str]:
+    name = fault.actuator
+    if refused.get(name, -1.0) >= fault.onset - 1e-6:
+        return now, "refused"
+    for alarm in channel_alarms(batch, now):
+        if alarm.channel in (name, fault.target) and alarm.since >= fault.onset - 1e-6:
+            return now, alarm.code
+    return None, ""
+
+
+def _fault_free(recording: Recording, process: Any, prior: DonorPrior, days: float) -> dict[str, Any]:
+    """Alarms raised about a rig on which nothing is wrong, and coverage."""
+    raised: list[tuple[str, str, float]] = []
+    standing: set[tuple[str, str]] = set()
+    held: dict[str, list[bool]] = {q: [] for q in HELD}
+    for moment in live(recording, start("study", process, prior)):
+        now = {(a.channel, a.code) for a in channel_alarms(moment.batch, moment.at)}
+        raised += [(*key, moment.at) for key in now - standing]
+        standing = now
+        believed = moment.believed
+        for q in HELD:
+            held[q].append(within(believed[q], float(true_at(recording, q, moment.at))))
+    return {"days": days, "raised": raised, **{f"held_{q}": (int(np.sum(held[q])), len(held[q])) for q in HELD}}
+
+
+def _cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [c for r in rows for c in r["cells"]]
+
+
+def _held(cells: Iterable[Row], quantity: str) -> float:
+    inside, asked = np.sum([c[f"held_{quantity}"] for c in cells], axis=0)
+    return float(inside / asked)
+
+
+def figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
+    """What is owed."""
+    cells, healthy = _cells(rows), [r["healthy"] for r in rows]
+    days = sum(h["days"] for h in healthy)
+    raised = [a for h in healthy for a in h["raised"]]
+    slips = [c for c in cells if c["mode"] == "unit_slip"]
+    per_day = len(raised) / days
+    kinds: dict[str, int] = {}
+    for channel, code, _ in raised:
+        kinds[f"{channel} {code}"] = kinds.get(f"{channel} {code}", 0) + 1
+    return (
+        Figure(
+            "false alarms per fault-free batch-day",
+            per_day,
+            high=0.05,
+            n=len(healthy),
+            note=", ".join(f"{k} x{v}" for k, v in kinds.items()),
+        ),
+        Figure("NaN escapes", float(sum(not c["finite"] for c in cells)), high=0.0, n=len(cells)),
+        Figure("unit slips accepted", float(sum(c["slipped"] for c in slips)), high=0.0, n=len(slips)),
+        *(
+            Figure(f"90 % coverage of {q} during faults", _held(cells, q), low=0.85, high=0.95, n=len(cells))
+            for q in HELD
+        ),
+        *(Figure(f"90 % coverage of {q} without faults", _held(healthy, q), n=len(healthy)) for q in HELD),
+        Figure("faults found within four days", float(np.mean([c["found"] for c in cells])), n=len(cells)),
+    )
+
+
+def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
+    """Found (fraction), median hours, coverage: mode by channel; and by mode and onset."""
+    cells = _cells(rows)
+    grid: list[tuple[Any, ...]] = []
+    for mode in SENSOR_MODES:
+        line: list[Any] = [mode]
+        for channel in CHANNELS:
+            mine = [c for c in cells if c["mode"] == mode and c["channel"] == channel]
+            hours = [c["hours"] for c in mine if c["found"]]
+            line.append(f"{len(hours)}/{len(mine)} {np.median(hours):.0f}h" if hours else f"0/{len(mine)}")
+        grid.append(tuple(line))
+    by_mode: list[tuple[Any, ...]] = []
+    for mode in SENSOR_MODES:
+        line = [mode]
+        for onset in ONSETS:
+            mine = [c for c in cells if c["mode"] == mode and c["onset"] == onset]
+            line.append(
+                " / ".join([f"{np.mean([c['found'] for c in mine]):.2f}", *(f"{_held(mine, q):.2f}" for q in HELD)])
+            )
+        by_mode.append(tuple(line))
+    by_channel: list[tuple[Any, ...]] = []
+    for channel in CHANNELS:
+        line = [channel]
+        for onset in ONSETS:
+            mine = [c for c in cells if c["channel"] == channel and c["onset"] == onset]
+            line.append(
+                " / ".join([f"{np.mean([c['found'] for c in mine]):.2f}", *(f"{_held(mine, q):.2f}" for q in HELD)])
+            )
+        by_channel.append(tuple(line))
+    onsets = tuple(f"onset day {o:g}" for o in ONSETS)
+    return (
+        Table("found within four days, median hours to it", ("mode", *CHANNELS), tuple(grid)),
+        Table("found / viable density held / glucose held", ("mode", *onsets), tuple(by_mode)),
+        Table("found / viable density held / glucose held", ("channel", *onsets), tuple(by_channel)),
+    )
+
+
+STUDY = Study("Sensor faults on the mismatched plant", 2, jobs, run, figures, tables)
