@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from twin.bioreactor import Coordinates, Kinetics, Medium, State, Theta, Vessel
 from twin.process import Limits, Process, Recipe, Stage, Target
-from twin.sensors import CHANNELS, Sensor, SensorError
+from twin.sensors import CHANNELS, GrowthEffect, Sensor, SensorError
 
 Kind = Literal["presets", "media", "recipes", "sensors", "targets", "limits", "stages", "processes", "noise"]
 Basis = Literal["pub", "calc", "asm", "fit"]
@@ -77,12 +77,19 @@ class _SensorError(_Strict):
     walk: float = Field(ge=0)
 
 
+class _Growth(_Strict):
+    name: Name
+    mean: float = Field(allow_inf_nan=False)
+    sd: float = Field(gt=0)
+
+
 class _Sensor(_Strict):
     unit: str
     sd: float = Field(gt=0)
     gate: float = Field(gt=0)
     stale_after: float = Field(gt=0)
     error: _SensorError | None = None
+    growth: _Growth | None = None
     kind: Literal["probe", "laboratory"] = "laboratory"
     source: str
 
@@ -263,6 +270,7 @@ def load_sensors(name: str) -> Mapping[str, Sensor]:
             SensorError(**s.error.model_dump()) if s.error else None,
             s.source,
             s.kind,
+            GrowthEffect(**s.growth.model_dump()) if s.growth else None,
         )
         for k in CHANNELS
         if (s := entries.get(k)) is not None

@@ -32,6 +32,18 @@ class SensorError(NamedTuple):
     walk: float  # growth of its standard deviation [per sqrt(day)]
 
 
+class GrowthEffect(NamedTuple):
+    """What growing cells add to a sensor's error: they are larger and respire more than resting ones. Learnt, constant."""
+
+    name: str
+    mean: float  # per 1/d of specific growth rate, on the scale of the error
+    sd: float
+
+
+GROWTH = 0.4
+"""Specific growth rate [1/d] at which the effect of growth is nil: about half of mu_max."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sensor:
     """One channel as the estimator sees it."""
@@ -43,9 +55,8 @@ class Sensor:
     stale_after: float  # age [d] beyond which the channel counts as lost
     error: SensorError | None
     source: str
-    kind: Literal["probe", "laboratory"] = (
-        "laboratory"  # a probe may stick or drift unseen; a laboratory result is drawn by hand
-    )
+    kind: Literal["probe", "laboratory"] = "laboratory"  # a probe may stick unseen; a sample is drawn by hand
+    growth: GrowthEffect | None = None
 
 
 class Channel(NamedTuple):
@@ -98,6 +109,11 @@ def compared(channel: str, value: Scalar) -> Scalar:
     """A reading or a prediction on the scale where its noise is Gaussian."""
     c = CHANNELS[channel]
     return np.log(value + c.limit) if c.scale == "log" else value
+
+
+def reading(channel: str, x: State, phys: Physiology, error: Scalar = 0.0, growth: Scalar = 0.0) -> Scalar:
+    """What a channel reads at a state, on its compared scale, with the sensor's own error and its growth effect."""
+    return compared(channel, CHANNELS[channel].observe(x, phys, error + growth * (phys.mu - GROWTH)))
 
 
 def impossible(channel: str, value: float) -> str | None:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from twin.bioreactor import Control, Kinetics, Medium, State, Theta, Vessel, physiology, rates
 from twin.integrate import FLOOR, STEP, rk4, substeps
 from twin.native.columns import Columns
-from twin.sensors import CHANNELS, compared
+from twin.sensors import reading
 
 ca.GlobalOptions.setNumpyMode(1)  # NumPy ufuncs on CasADi values build CasADi expressions
 
@@ -32,12 +32,12 @@ Tangents = Callable[[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray, np.n
 """(state [13], control [4], theta [53], span [d], directions of the state [13, k] and of the kinetics [34, k])
 -> (state [13], where the directions lead [13, k])."""
 Observe = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(states [13, m], theta [53, m], sensor errors [channels, m]) -> predicted readings [channels, m] on the compared scale."""
+"""(states [13, m], theta [53, m], sensor errors [2 channels, m]: own, then growth effects) -> predicted readings [channels, m] on the compared scale."""
 ObserveTangents = Callable[
     [np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]
 ]
-"""(state [13], theta [53], sensor errors [channels], directions of the state [13, k], of the kinetics [34, k] and of the
-errors [channels, k]) -> (readings [channels], where the directions lead [channels, k])."""
+"""(state [13], theta [53], sensor errors [2 channels], directions of the state [13, k], of the kinetics [34, k] and of the
+errors [2 channels, k]) -> (readings [channels], where the directions lead [channels, k])."""
 
 
 class Symbols(NamedTuple):
@@ -114,11 +114,15 @@ def tangent_function() -> Any:
 
 @cache
 def observer_function(channels: tuple[str, ...]) -> Any:
-    """CasADi function (x, theta, errors [k]) -> readings [k] of `channels`, each on the scale it is compared on."""
-    s, errors = symbols(), ca.SX.sym("errors", len(channels))
+    """CasADi function (x, theta, errors [2k]) -> readings [k] of `channels`, each on the scale it is compared on.
+
+    The first k errors are the sensors' own, the others their growth effects.
+    """
+    s, k = symbols(), len(channels)
+    errors = ca.SX.sym("errors", 2 * k)
     x, _, theta = s.unpack()
     phys = physiology(x, theta)
-    readings = [compared(c, CHANNELS[c].observe(x, phys, errors[i])) for i, c in enumerate(channels)]
+    readings = [reading(c, x, phys, errors[i], errors[k + i]) for i, c in enumerate(channels)]
     return _function("celltwin_observer", {"x": s.x, "theta": s.theta, "errors": errors}, ca.vertcat(*readings))
 
 
@@ -126,7 +130,7 @@ def observer_function(channels: tuple[str, ...]) -> Any:
 def observer_tangent_function(channels: tuple[str, ...]) -> Any:
     """CasADi function of the readings and of one direction through them: (x, theta, errors, dx, dcell, derrors) -> z, dz."""
     k = len(channels)
-    inputs = _inputs(x=N_X, theta=N_THETA, errors=k, dx=N_X, dcell=N_CELL, derrors=k)
+    inputs = _inputs(x=N_X, theta=N_THETA, errors=2 * k, dx=N_X, dcell=N_CELL, derrors=2 * k)
     x, theta, errors, dx, dcell, derrors = inputs.values()
     z = observer_function(channels)(x, theta, errors)
     direction = ca.vertcat(dx, dcell, ca.SX.zeros(N_THETA - N_CELL), derrors)

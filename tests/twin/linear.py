@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from twin.sensors import Sensor, SensorError
 PROCESS = load_config("car_nk")
 LAYOUT = Layout(("mu_max",), ("raman_glucose_offset", "do_offset"))
 N = LAYOUT.size
+EMPTY: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def sensor(channel: str, sd: float, error: str | None, gate: float = 1e3) -> Sensor:
@@ -97,7 +99,7 @@ def linear_batch(
     process: Process | None = None,
 ) -> Batch:
     """A batch of the linear reactor with all its evidence taken in."""
-    known = replace(process or PROCESS, sensors=SENSORS) if process is None else process
+    known = process or replace(PROCESS, sensors=SENSORS)
     empty = start("linear", PROCESS, preset_prior(PROCESS, ("mu_max",)))
     applied = [f for f in facts if isinstance(f, ControlApplied)]
     events = [f for f in facts if isinstance(f, Event)]
@@ -110,37 +112,54 @@ def linear_batch(
 
 
 class Everything:
-    """The joint Gaussian of the coordinates at all nodes given all readings, by one dense solve: no recursion."""
+    """The joint Gaussian of the coordinates at all nodes, before and given all readings, in one go: no recursion back.
 
-    def __init__(self, batch: Batch, model: Linear, times: Sequence[float] = ()) -> None:
+    `jumps` are covariances added just before a reading, by its id; readings `without` are left out.
+    """
+
+    def __init__(
+        self, batch: Batch, model: Linear, times: Sequence[float] = (), jumps: Mapping[str, np.ndarray] = EMPTY,
+        without: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         changes = [*batch.course.since, *(when for when, _ in batch.course.calibrations)]
-        self.nodes = sorted({0.0, *changes, *times, *(m.sampled_at for m in batch.evidence)})
-        size = N * len(self.nodes)
-        information, vector = np.zeros((size, size)), np.zeros(size)
-        information[:N, :N] = np.linalg.inv(batch.prior.cov)
-        vector[:N] = information[:N, :N] @ batch.prior.mean
-        for k, (a, b) in enumerate(pairwise(self.nodes)):
-            transition, response, noise = model.discrete(b - a)
-            push = response * batch.course.at(a).control.perfusion
-            for when, channel in batch.course.calibrations:
-                if when == b:
-                    i = LAYOUT.index(f"{channel}_offset")
-                    transition[i], push[i], noise[i], noise[:, i] = 0.0, 0.0, 0.0, 0.0
-                    noise[i, i] = 0.7**2
-            step = np.hstack([-transition, np.eye(N)])
-            weight = step.T @ np.linalg.inv(noise)
-            here = slice(N * k, N * (k + 2))
-            information[here, here] += weight @ step
-            vector[here] += weight @ push
-        for m in batch.evidence:
-            k, row, r = self.nodes.index(m.sampled_at), model.H[m.channel], SENSORS[m.channel].sd ** 2
-            here = slice(N * k, N * (k + 1))
-            information[here, here] += np.outer(row, row) / r
-            vector[here] += row * m.value / r
-        self.cov = np.linalg.inv(information)
-        self.mean = self.cov @ vector
+        stops = sorted({0.0, *changes, *times, *(m.sampled_at for m in batch.evidence)})
+        self.nodes, self.joint = [0.0], (batch.prior.mean, batch.prior.cov)
+        seen: list[tuple[int, Measurement]] = []  # readings and the nodes they are of
+        for a, b in pairwise([0.0, *stops]):
+            if b > a:
+                transition, response, noise = model.discrete(b - a)
+                push = response * batch.course.at(a).control.perfusion
+                for when, channel in batch.course.calibrations:
+                    if when == b:
+                        i = LAYOUT.index(f"{channel}_offset")
+                        transition[i], push[i], noise[i], noise[:, i] = 0.0, 0.0, 0.0, 0.0
+                        noise[i, i] = 0.7**2
+                self._move(b, transition, push, noise)
+            for m in batch.evidence:
+                if m.sampled_at == b and m.id in jumps:
+                    self._move(b, np.eye(N), np.zeros(N), jumps[m.id])
+                if m.sampled_at == b and m.id not in without:
+                    seen.append((len(self.nodes) - 1, m))
+        mean, cov = self.joint
+        rows = np.zeros((len(seen), mean.size))
+        for row, (k, m) in zip(rows, seen, strict=True):
+            row[N * k : N * (k + 1)] = model.H[m.channel]
+        noise = np.diag([batch.process.sensors[m.channel].sd ** 2 for _, m in seen])
+        self.expected, self.spread = rows @ mean, rows @ cov @ rows.T + noise  # of the readings
+        gain = np.linalg.solve(self.spread, rows @ cov).T
+        self.mean = mean + gain @ (np.array([m.value for _, m in seen]) - self.expected)
+        self.cov = cov - gain @ rows @ cov
+
+    def _move(self, to: float, transition: np.ndarray, push: np.ndarray, noise: np.ndarray) -> None:
+        mean, cov = self.joint
+        n = mean.size
+        onward = transition @ cov[n - N :]
+        corner = onward[:, n - N :] @ transition.T + noise
+        self.joint = np.append(mean, transition @ mean[n - N :] + push), np.block([[cov, onward.T], [onward, corner]])
+        self.nodes.append(to)
 
     def at(self, t: float) -> tuple[np.ndarray, np.ndarray]:
-        k = self.nodes.index(t)
+        """Mean and covariance at the last node of an instant."""
+        k = len(self.nodes) - 1 - self.nodes[::-1].index(t)
         here = slice(N * k, N * (k + 1))
         return self.mean[here], self.cov[here, here]

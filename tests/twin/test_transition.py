@@ -9,7 +9,7 @@ from twin.bioreactor import Control, Kinetics, Medium, State, Theta, Vessel, phy
 from twin.config import load_config
 from twin.integrate import FLOOR, STEP, advance, rk4, substeps
 from twin.native.build import compiler
-from twin.sensors import CHANNELS, compared
+from twin.sensors import CHANNELS, reading
 from twin.transition import (
     N_CELL,
     advance_many,
@@ -43,7 +43,7 @@ def _random(m: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
         x[rng.integers(13), rng.integers(m)] = np.nan
     theta = THETA[:, None] * np.exp(0.3 * rng.standard_normal((THETA.size, m)))
     u = rng.uniform(0, 1, (4, m)) * np.array([2, 0.05, 0.1, 600])[:, None]
-    return x, u, theta, 0.1 * rng.standard_normal((len(CHANNELS), m))
+    return x, u, theta, 0.1 * rng.standard_normal((2 * len(CHANNELS), m))
 
 
 def test_substeps_cover_the_span_without_exceeding_the_longest() -> None:
@@ -167,21 +167,22 @@ def test_compiled_and_interpreted_tangents_give_the_same_bits(k: int) -> None:
             np.testing.assert_array_equal(compiled, interpreted)
 
 
-def _observed(channel: str, x: np.ndarray, theta: np.ndarray, error: np.ndarray) -> np.ndarray:
+def _observed(channel: str, x: np.ndarray, theta: np.ndarray, error: np.ndarray, growth: np.ndarray) -> np.ndarray:
     """In NumPy, without a graph."""
     cell, rest = N_CELL, N_CELL + len(Vessel._fields)
     parts = Theta(Kinetics(*theta[:cell]), Vessel(*theta[cell:rest]), Medium(*theta[rest:]))
     state = State(*x)
-    return compared(channel, CHANNELS[channel].observe(state, physiology(state, parts), error))
+    return np.asarray(reading(channel, state, physiology(state, parts), error, growth))
 
 
 @pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_compiler), False])
 @pytest.mark.parametrize("channels", [tuple(CHANNELS), tuple(reversed(CHANNELS)), ("glucose",), ("do", "ph")], ids=len)
 def test_readings_are_those_of_numpy(channels: tuple[str, ...], compiled: bool) -> None:
     x, _, theta, errors = _random(53, 1)
-    errors = errors[: len(channels)]
+    k = len(channels)
+    errors = errors[: 2 * k]
     with np.errstate(all="ignore"):  # one state is not a number
-        expected = np.array([_observed(c, x, theta, errors[i]) for i, c in enumerate(channels)])
+        expected = np.array([_observed(c, x, theta, errors[i], errors[k + i]) for i, c in enumerate(channels)])
     observed = observe_many(channels, compiled)(x, theta, errors)
     np.testing.assert_allclose(observed, expected, rtol=1e-14, atol=1e-14)
 
@@ -207,11 +208,11 @@ def test_tangents_of_readings_are_their_derivatives(compiled: bool) -> None:
     def readings(at: np.ndarray) -> np.ndarray:
         moved = theta.copy()
         moved[kinetics] = at[13:15]
-        return np.array([_observed(c, at[:13], moved, at[15 + i]) for i, c in enumerate(channels)])
+        return np.array([_observed(c, at[:13], moved, at[15 + i], at[15 + k + i]) for i, c in enumerate(channels)])
 
     dcell = np.zeros((N_CELL, width))
     dcell[kinetics, [13, 14]] = 1.0
-    z, dz = observe_tangents(channels, compiled)(x, theta, errors, np.eye(13, width), dcell, np.eye(k, width, k=15))
+    z, dz = observe_tangents(channels, compiled)(x, theta, errors, np.eye(13, width), dcell, np.eye(2 * k, width, k=15))
     np.testing.assert_allclose(z, readings(at), rtol=1e-14, atol=1e-14)
     steps = 1e-6 * np.diag(np.maximum(np.abs(at), 1e-3))
     differences = [(readings(at + h) - readings(at - h)) / (2 * h.sum()) for h in steps]
@@ -223,7 +224,7 @@ def test_compiled_and_interpreted_tangents_of_readings_give_the_same_bits() -> N
     channels = tuple(CHANNELS)
     x, _, theta, errors = (a[:, 0] for a in _random(1, 5))
     rng = np.random.default_rng(5)
-    directions = [rng.standard_normal((n, 27)) for n in (13, N_CELL, len(channels))]
+    directions = [rng.standard_normal((n, 27)) for n in (13, N_CELL, 2 * len(channels))]
     both = (observe_tangents(channels, c)(x, theta, errors, *directions) for c in (True, False))
     for compiled, interpreted in zip(*both, strict=True):
         np.testing.assert_array_equal(compiled, interpreted)
@@ -243,4 +244,4 @@ def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match="dcell"):
         advance_tangents()(np.ones(13), np.zeros(4), THETA, 0.1, np.eye(13), np.zeros((9, 13)))
     with pytest.raises(ValueError, match="errors"):
-        observe_many(("ph",))(np.ones((13, 2)), np.ones((53, 2)), np.zeros((2, 2)))
+        observe_many(("ph",))(np.ones((13, 2)), np.ones((53, 2)), np.zeros((3, 2)))

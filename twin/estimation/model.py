@@ -24,7 +24,8 @@ from twin.transition import N_CELL, advance_many, advance_tangents, flat, observ
 
 def make_layout(process: Process, parameters: tuple[str, ...]) -> Layout:
     """Coordinates for a process: the given donor parameters and the errors of the sensors that have one."""
-    return Layout(parameters, tuple(s.error.name for s in process.sensors.values() if s.error is not None))
+    own = tuple(s.error.name for s in process.sensors.values() if s.error is not None)
+    return Layout(parameters, own + tuple(s.growth.name for s in process.sensors.values() if s.growth is not None))
 
 
 class BioreactorModel:
@@ -38,8 +39,10 @@ class BioreactorModel:
         self._rows = np.array([Kinetics._fields.index(n) for n in layout.parameters], dtype=int)
         self._channels = tuple(process.sensors)
         self._place = {c: row for row, c in enumerate(self._channels)}
-        self._with_error = [self._place[s.channel] for s in process.sensors.values() if s.error is not None]
-        walks = [s.error.walk for s in process.sensors.values() if s.error is not None]
+        sensors = process.sensors.values()
+        grown = [len(self._channels) + self._place[s.channel] for s in sensors if s.growth is not None]
+        self._with_error = [self._place[s.channel] for s in sensors if s.error is not None] + grown
+        walks = [s.error.walk for s in sensors if s.error is not None] + [0.0] * len(grown)
         rates_of_spread = [*process.noise, *[process.parameter_walk] * len(layout.parameters), *walks]
         self._q = np.diag(np.square(np.array(rates_of_spread, dtype=float)))
 
@@ -74,7 +77,7 @@ class BioreactorModel:
         return self._q * span
 
     def observe(self, points: np.ndarray, channels: Sequence[str], drive: Drive) -> np.ndarray:
-        errors = np.zeros((len(self._channels), points.shape[1]))
+        errors = np.zeros((2 * len(self._channels), points.shape[1]))
         errors[self._with_error] = points[self.moving :]
         states, theta = _physical(points[:N_STATE]), self.theta_columns(points, drive.medium)
         return observe_many(self._channels)(states, theta, errors)[[self._place[c] for c in channels]]
@@ -83,9 +86,9 @@ class BioreactorModel:
         self, mean: np.ndarray, channels: Sequence[str], drive: Drive
     ) -> tuple[np.ndarray, np.ndarray]:
         theta, x = self.theta_columns(mean[:, None], drive.medium)[:, 0], _physical(mean[:N_STATE])
-        errors = np.zeros(len(self._channels))
+        errors = np.zeros(2 * len(self._channels))
         errors[self._with_error] = mean[self.moving :]
-        by_errors = np.zeros((len(self._channels), mean.size))
+        by_errors = np.zeros((2 * len(self._channels), mean.size))
         by_errors[self._with_error, np.arange(self.moving, mean.size)] = 1.0
         seeds = self._seeds(x, theta, mean.size)
         z, gradients = observe_tangents(self._channels)(x, theta, errors, *seeds, by_errors)
@@ -120,7 +123,9 @@ def initial_belief(process: Process, layout: Layout, parameter_mean: np.ndarray,
     cov[:N_STATE, :N_STATE] = np.diag(np.square(np.array(process.initial_sd, dtype=float)))
     p = slice(N_STATE, layout.error_start)
     mean[p], cov[p, p] = parameter_mean, parameter_cov
-    errors = [s.error.sd for s in process.sensors.values() if s.error is not None]
+    effects = [s.growth for s in process.sensors.values() if s.growth is not None]
+    errors = [s.error.sd for s in process.sensors.values() if s.error is not None] + [g.sd for g in effects]
     tail = np.arange(layout.error_start, n)
     cov[tail, tail] = np.square(errors)
+    mean[n - len(effects) :] = [g.mean for g in effects]
     return Belief(0.0, mean, cov)

@@ -21,7 +21,7 @@ from scipy import linalg
 from twin.estimation.belief import Belief, Layout
 from twin.estimation.filters import Matrix, Outlook, root, symmetric
 from twin.estimation.screen import Datum, Enacted, _belief, _let_go, _widened, condition, fuse
-from twin.history import Batch, Checkpoint, _calibrated, _datum, instants, last_checkpoint
+from twin.history import Batch, Checkpoint, _calibrated, _datum, carry, instants, last_checkpoint
 from twin.inputs import Drive
 
 SEGMENT = 256
@@ -95,8 +95,7 @@ def smoothed(batch: Batch, times: Iterable[float] | None = None, *, only: bool =
     if not all(batch.prior.time <= t < np.inf for t in asked):
         raise ValueError(f"times: expected days from {batch.prior.time:g} on, got {asked}")
     wanted, newest = set(asked), batch.belief
-    found = [m.after for m in way(batch, newest, [t for t in asked if t > newest.time]) if m.after.time in wanted]
-    found.reverse()
+    found = [carry(batch, batch.newest, t).belief for t in reversed(asked) if t > newest.time]
     later = newest
     for stop in backwards(batch):
         if not only or later.time in wanted:
