@@ -15,11 +15,12 @@ from typing import Any
 
 from service.messages.base import MAX_BYTES, REASONS, ROOT, ActuatorName, Message, Rejected
 from service.messages.codec import CLASSES, class_of, strict_json
-from service.messages.incoming import CHANNEL_NAMES
-from service.messages.outgoing import Alarm
+from service.messages.incoming import CHANNEL_NAMES, QueryMessage
+from service.messages.outgoing import Alarm, ReplyMessage
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 ID = "^[A-Za-z0-9_-]{1,64}$"
+QUERIES: tuple[type[Message], ...] = QueryMessage.__args__  # type: ignore[attr-defined]
 
 _PARAMETERS: dict[str, dict[str, Any]] = {
     "site": {"description": "Name of the site, 1 to 64 of A-Z a-z 0-9 _ -"},
@@ -53,6 +54,8 @@ def _document() -> dict[str, Any]:
             "payload": {"$ref": f"#/components/schemas/{name}"},
             "examples": [{"name": "example", "payload": copy.deepcopy(dict(cls.example))}],
         }
+        if issubclass(cls, QUERIES) or cls is ReplyMessage:
+            messages[name]["correlationId"] = {"location": "$message.payload#/correlation"}
         channels[name] = {
             "address": f"{ROOT}/{{site}}/{{unit}}/{cls.address}",
             "title": cls.title,
@@ -72,6 +75,11 @@ def _document() -> dict[str, Any]:
             "messages": [{"$ref": f"#/channels/{name}/messages/{name}"}],
             "bindings": {"mqtt": _binding(cls)},
         }
+        if issubclass(cls, QUERIES):
+            operations[f"{action}{name}"]["reply"] = {
+                "address": {"location": "$message.payload#/reply_to"},
+                "channel": {"$ref": "#/channels/ReplyMessage"},
+            }
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -156,7 +164,8 @@ _DESCRIPTION = (
     "Digital twin of a bioreactor. Payloads are JSON objects of at most "
     f"{MAX_BYTES} bytes, UTF-8, without NaN, Infinity, duplicate or unknown keys. Times are ISO 8601 with a zone. "
     "Meaning lives in the payload: an override ends at `valid_until` whatever the transport does, and an answer goes to "
-    "`reply_to` with its `correlation`. Everything that is refused is answered on `rejected` with a stable reason.\n\n"
+    "`reply_to` with its `correlation`; a question may name both by the MQTT v5 response topic and correlation data instead, "
+    "and its answer carries the correlation data back. Everything that is refused is answered on `rejected` with a stable reason.\n\n"
     "Reasons:\n" + "\n".join(f"- `{code}`: {what}" for code, what in REASONS.items())
 )
 

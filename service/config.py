@@ -94,6 +94,7 @@ class ServiceConfig(_Root):
     """`celltwin serve -c FILE`: one reactor or a fleet."""
 
     units: tuple[Id, ...] | Literal["*"] = "*"
+    units_max: int = Field(default=256, ge=1, le=10_000)  # under "*": a batch on a further unit is refused
     data: Path  # folder of the journal
     mode: Literal["shadow", "advisory", "closed"] = "shadow"
     clock: Literal["wall", "event"] = "wall"

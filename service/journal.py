@@ -24,7 +24,7 @@ Kind = Literal[
 ]  # fmt: skip
 """Inputs: started (a run of the service: epoch, configuration), received (a raw message).
 What the desk made of them: decision, estimate, sent (published), rejected (the refusal published), note (batch begun, ended).
-Passed over by replay: dropped (a raw message refused before it was read, e.g. retained), remark (of the service itself)."""
+Passed over by replay: dropped (a raw message refused before it was read, e.g. retained), remark (in journals of before 0.2)."""
 
 GENESIS = "0" * 64
 FILE = "journal.sqlite"
@@ -103,7 +103,7 @@ class Journal:
             if not create:
                 raise JournalError(f"{path}: no journal there; name the data directory of the service with --data")
             return cls._new(path)
-        db = _connect(path) if create else _connect_reader(path)
+        db = _connect(path, write=create)
         try:
             if (
                 create and (anchor is None or anchor.n == 0) and _is_blank(db)
@@ -124,7 +124,7 @@ class Journal:
             raise JournalError(
                 f"{path.parent}: cannot be made: {error.strerror}; choose another data directory"
             ) from None
-        db = _connect(path)
+        db = _connect(path, write=True)
         try:
             db.execute("BEGIN IMMEDIATE")
             for statement in _SCHEMA.strip().split(";\n"):
@@ -275,22 +275,14 @@ def _verified_snapshot(path: Path, db: sqlite3.Connection, anchor: Head | None) 
     return head
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
+    """A connection of its own; without `write` nothing can be changed through it. Raises JournalError."""
     try:
-        db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA trusted_schema = OFF")
-    except sqlite3.Error as error:
-        raise JournalError(
-            f"{path}: cannot be opened: {error}; restore the journal or name another data directory"
-        ) from None
-    return db
-
-
-def _connect_reader(path: Path) -> sqlite3.Connection:
-    try:
-        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5.0)
+        uri = f"{path.resolve().as_uri()}?mode={'rwc' if write else 'ro'}"
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False)
+        if write:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA trusted_schema = OFF")
     except sqlite3.Error as error:
         raise JournalError(

@@ -28,11 +28,8 @@ class Lease:
 
 
 @contextlib.contextmanager
-def hold(folder: Path, at_least: int = 0) -> Generator[Lease]:
-    """Lock `folder` for the duration of the block and take the next epoch, above `at_least`.
-
-    Raises ConfigError when another process holds it or it cannot be written.
-    """
+def hold(folder: Path) -> Generator[None]:
+    """Lock `folder` for the duration of the block. Raises ConfigError when another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -47,12 +44,16 @@ def hold(folder: Path, at_least: int = 0) -> Generator[Lease]:
             raise ConfigError(
                 f"{folder}: another service runs on this data directory; stop it or name another as data"
             ) from None
-        yield _next(folder, at_least)
+        yield
     finally:
         os.close(handle)
 
 
-def _next(folder: Path, at_least: int) -> Lease:
+def take(folder: Path, at_least: int = 0) -> Lease:
+    """The next epoch of the locked `folder`, above `at_least` (what its journal knows), durable on return.
+
+    Raises ConfigError when the lease is damaged or cannot be written.
+    """
     path = folder / LEASE
     last = Lease(0, f"celltwin-{uuid.uuid4().hex[:12]}")
     if path.is_file():
@@ -61,7 +62,7 @@ def _next(folder: Path, at_least: int) -> Lease:
             last = Lease(int(content["epoch"]), str(content["name"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{path}: damaged ({error}); restore it, or remove it if no edge remembers its epoch"
+                f"{path}: damaged ({error}); restore it, or remove it: the epoch then goes on from the journal's"
             ) from None
     lease = Lease(max(last.epoch, at_least) + 1, last.name)
     fresh = path.with_suffix(".new")

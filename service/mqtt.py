@@ -26,6 +26,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from service.notes import Sparing
+
 KEEPALIVE = 20  # [s]
 SESSION_EXPIRY = 30 * 86400  # the broker keeps our backlog for a whole batch [s]
 OUTGOING_WINDOW = 200  # unconfirmed QoS-1 messages on their way
@@ -90,16 +92,19 @@ class Received:
     qos: int
     mid: int
     link: int
+    response_topic: str = ""  # v5 only, like the next: where and how the sender of a question expects the answer
+    correlation: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """A message to go out. `expiry`: seconds until the broker may drop it (v5 only; never the only expiry)."""
+    """A message to go out. What is v5 only never stands there only: the payload says it too."""
 
     topic: str
     payload: bytes
     retain: bool = False
-    expiry: int | None = None
+    expiry: int | None = None  # seconds until the broker may drop it (v5)
+    correlation: bytes = b""  # what the question was marked with that this answers (v5)
 
 
 def speaks_v5(address: Address, timeout: float = 3.0) -> bool:
@@ -151,6 +156,9 @@ class Link:
         self._link, self._up, self._refused, self._closing = 0, threading.Event(), "", False
         self._client: paho.Client | None = None
         self._unconfirmed, self._lock = 0, threading.Lock()
+        self._topics: dict[int, str] = {}  # of what is not confirmed yet, by message id
+        self._early: dict[int, str] = {}  # confirmed before `publish` has come back: the refusal, or empty
+        self._complain = Sparing(note)
         self.v5 = True
 
     def connect(self, timeout: float = 10.0) -> None:
@@ -180,13 +188,18 @@ class Link:
         """Hand over one QoS-1 message; it is kept and sent again until the broker confirms it."""
         if self._client is None:
             raise BrokerError(f"broker {self.address}: not connected")
-        properties = None
-        if self.v5 and posting.expiry is not None:
-            properties = Properties(PacketTypes.PUBLISH)
-            properties.MessageExpiryInterval = max(1, min(posting.expiry, 2**32 - 1))
         with self._lock:
             self._unconfirmed += 1
-        return self._client.publish(posting.topic, posting.payload, qos=1, retain=posting.retain, properties=properties)
+        info = self._client.publish(
+            posting.topic, posting.payload, qos=1, retain=posting.retain,
+            properties=_properties(posting) if self.v5 else None,
+        )  # fmt: skip
+        with self._lock:  # not held above: paho confirms under a lock of its own
+            refusal = self._early.pop(info.mid, None)
+            if refusal is None:
+                self._topics[info.mid] = posting.topic
+        self._say_refused(posting.topic, refusal or "")
+        return info
 
     def flush(self, timeout: float) -> bool:
         """Wait until the broker has confirmed all that was published; False after `timeout` seconds or on a lost link."""
@@ -287,10 +300,20 @@ class Link:
             self._note(f"broker {self.address}: connection lost ({reason}); trying again")
 
     def _on_publish(self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
+        refusal = str(reason) if reason.is_failure else ""
         with self._lock:
             self._unconfirmed -= 1
-        if reason.is_failure:  # an ACL that denies: said under v5 only, which is why 3.1.1 stays on loopback
-            self._note(f"broker {self.address}: a message was not accepted: {reason}")
+            topic = self._topics.pop(mid, None)
+            if topic is None:
+                self._early[mid] = refusal
+        if topic is not None:
+            self._say_refused(topic, refusal)
+
+    def _say_refused(self, topic: str, refusal: str) -> None:
+        """An ACL that denies: said under v5 only, which is why 3.1.1 stays on loopback. Once a minute for a topic family."""
+        if refusal:
+            family = "/".join(topic.split("/")[:5])
+            self._complain(family, f"broker {self.address}: a message on {topic} was not accepted: {refusal}")
 
     def _on_subscribe(self, client: paho.Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
         denied = [t for t, r in zip(self._subscriptions, reasons, strict=False) if r.is_failure]
@@ -301,7 +324,23 @@ class Link:
             self._up.set()
 
     def _on_message(self, client: paho.Client, userdata: Any, m: paho.MQTTMessage) -> None:
-        self.inbox.put(Received(_topic(m), bytes(m.payload), bool(m.retain), bool(m.dup), m.qos, m.mid, self._link))
+        asked: Any = m.properties  # None under 3.1.1; an absent property has no attribute
+        self.inbox.put(Received(
+            _topic(m), bytes(m.payload), bool(m.retain), bool(m.dup), m.qos, m.mid, self._link,
+            str(getattr(asked, "ResponseTopic", "")), bytes(getattr(asked, "CorrelationData", b"")),
+        ))  # fmt: skip
+
+
+def _properties(posting: Posting) -> Properties | None:
+    """What v5 carries beside the payload."""
+    if posting.expiry is None and not posting.correlation:
+        return None
+    properties = Properties(PacketTypes.PUBLISH)
+    if posting.expiry is not None:
+        properties.MessageExpiryInterval = max(1, min(posting.expiry, 2**32 - 1))
+    if posting.correlation:
+        properties.CorrelationData = posting.correlation
+    return properties
 
 
 def _topic(message: paho.MQTTMessage) -> str:

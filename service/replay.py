@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from service.config import ServiceConfig
 from service.desk import ConfiguredOpening, Desk, Output, Settings, estimate, restarted, step, watch
 from service.journal import Entry, Journal, JournalError, Row
-from service.messages import ROOT, Alarm, BatchStart, Rejected, canonical_json, decode
+from service.messages import ROOT, BatchStart, Rejected, canonical_json, decode
+from service.recall import Recalled, plans
 from twin.config import ConfigError, parse
 
 SILENT = "alarm/edge_silent"
@@ -41,25 +42,22 @@ class Fold:
     desks: dict[str, Desk] = field(default_factory=dict)  # by unit
     expected: dict[str, deque[Output]] = field(default_factory=dict)  # said now, not yet met in the journal
     opening: dict[str, int] = field(default_factory=dict)  # unit -> row that says its batch has begun
-    alarms: dict[str, dict[str, Alarm]] = field(default_factory=dict)  # up on units without a desk here
     compared: Counter[str] = field(default_factory=Counter)  # rows found equal, by kind
     mismatches: list[Mismatch] = field(default_factory=list)
     received: int = 0
 
     def take(self, row: Row, make: Callable[[ServiceConfig], Settings]) -> None:
-        """One row of a unit that is on a desk; of other units only the alarms that are up are kept.
+        """One row, passed over where its unit is not on a desk here.
 
         What follows a batch's start up to its note was said of the batch before it, and is compared in that one's replay.
         """
         if row.kind == "started":
-            self.alarms.clear()  # a new run knows nothing of a unit without a batch
             config, epoch = read_started(row)
             self.desks = {u: restarted(d, make(config), epoch) for u, d in self.desks.items()}
             return
         unit, suffix = place(row.topic)
         desk = self.desks.get(unit)
         if desk is None:
-            self._remember(row, unit, suffix)
             return
         if row.kind in SAID and row.n < self.opening.get(unit, 0):
             return
@@ -76,14 +74,6 @@ class Fold:
                 self.desks[unit], said = watch(desk, row.at)
                 queue.extend(said)
             self._compare(row, suffix, queue.popleft() if queue else None)
-
-    def _remember(self, row: Row, unit: str, suffix: str) -> None:
-        if row.kind != "sent" or not suffix.startswith("alarm/"):
-            return
-        code, up = suffix.removeprefix("alarm/"), self.alarms.setdefault(unit, {})
-        up.pop(code, None)
-        if row.payload and isinstance(alarm := decode(suffix, row.payload), Alarm):
-            up[code] = alarm
 
     def _compare(self, row: Row, suffix: str, output: Output | None) -> None:
         if output is None:
@@ -115,6 +105,11 @@ def read_started(row: Row) -> tuple[ServiceConfig, int]:
     )
 
 
+def newest_epoch(journal: Journal) -> int:
+    """The highest epoch of any run in the journal, 0 in an empty one: no later run may have a lower one."""
+    return max((int(json.loads(row.payload)["epoch"]) for row in journal.rows() if row.kind == "started"), default=0)
+
+
 def place(topic: str) -> tuple[str, str]:
     """Unit and suffix of a full topic."""
     parts = topic.removeprefix(ROOT + "/").split("/", 2)
@@ -129,14 +124,21 @@ class Begun(NamedTuple):
     row: int  # of the batch_start that was taken
     finished: tuple[str, ...]  # batches of the unit before it
     noted: int  # row that says it has begun
+    settled: bool = False  # ended, and an estimate has followed all that was received since: nothing is left to say
 
 
 def batches(journal: Journal) -> tuple[Begun, ...]:
     """Every batch that was begun, in order."""
     found: list[Begun] = []
     starts: dict[tuple[str, str], int] = {}
+    newest: dict[str, int] = {}  # unit -> its newest batch's place in `found`
+    ended: set[str] = set()  # units whose newest batch has ended
     for row in journal.rows():
         unit, suffix = place(row.topic)
+        if row.kind in ("received", "estimate") and unit in ended:
+            at = newest[unit]
+            asked = suffix.startswith("query/")
+            found[at] = found[at]._replace(settled=row.kind == "estimate" or (asked and found[at].settled))
         if row.kind == "received" and suffix == "event/batch_start":
             try:
                 message = decode(suffix, row.payload)
@@ -148,16 +150,21 @@ def batches(journal: Journal) -> tuple[Begun, ...]:
             said = json.loads(row.payload)
             if said["note"] == "batch_started":
                 before = tuple(b.batch for b in found if b.unit == unit)
+                newest[unit] = len(found)
+                ended.discard(unit)
                 found.append(Begun(said["batch"], unit, starts[unit, said["batch"]], before, row.n))
+            elif said["note"] == "batch_ended":
+                ended.add(unit)
     return tuple(found)
 
 
 def fold(
     journal: Journal, begun: Iterable[Begun], make: Callable[[ServiceConfig], Settings] = settings_of,
-    stop: int | None = None, progress: Callable[[int], None] = lambda rows: None,
+    stop: int | None = None, progress: Callable[[int], None] = lambda rows: None, *, recall: bool = False,
 ) -> Fold:  # fmt: skip
     """Run the rows of `begun` batches (at most one a unit), each from its start to row `stop` (default: the last).
 
+    `recall`: plans are taken from the journal where it has them, not made again.
     Raises ConfigError when a batch cannot be opened again, JournalError when the journal does not begin with a run.
     """
     wanted = {b.row: b for b in begun}
@@ -172,18 +179,32 @@ def fold(
                     f"{journal.path}: row {row.n} comes before any run of the service; restore the journal"
                 )
             site = row.topic.removeprefix(ROOT + "/").split("/")[0]
-            up = (
-                {} if start.finished else state.alarms.get(start.unit, {})
-            )  # a successor begins with all of them cleared
-            state.desks[start.unit] = Desk(site, start.unit, make(config), epoch, finished=start.finished, alarms=up)
+            state.desks[start.unit] = Desk(site, start.unit, make(config), epoch, finished=start.finished)
             state.opening[start.unit] = start.noted
         state.take(row, make)
+        if start is not None and recall:
+            state.desks[start.unit] = _recalling(state.desks[start.unit], journal, start, stop)
         if start is not None and state.desks[start.unit].running is None:
             said = json.loads(state.expected[start.unit][-1].payload)
             raise ConfigError(
                 f"batch {start.batch!r} cannot be opened again: {said.get('reason')}: {said.get('detail')}"
             )
     return state
+
+
+def _recalling(desk: Desk, journal: Journal, begun: Begun, stop: int | None) -> Desk:
+    if desk.running is None:
+        return desk
+    rows = (row for row in journal.rows(begun.row, stop) if place(row.topic)[0] == begun.unit)
+    policy = Recalled(desk.running.policy, plans(rows, begun.batch))
+    return replace(desk, running=replace(desk.running, policy=policy))
+
+
+def _resumed(desk: Desk, settings: Settings, epoch: int) -> Desk:
+    """The desk under a new run, with its own policy again."""
+    if desk.running is not None:
+        desk = replace(desk, running=replace(desk.running, policy=desk.running.opened.policy))
+    return restarted(desk, settings, epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,20 +215,31 @@ class Resumed:
     unsaid: tuple[
         tuple[str, Output], ...
     ]  # (unit, output): concluded from received rows, but not journalled before the stop
-    mismatches: tuple[Mismatch, ...]  # decisions that this version would have taken otherwise
+    mismatches: tuple[Mismatch, ...]  # what this version would have said otherwise
+    resting: Mapping[str, Begun]  # by unit: its newest batch is over and settled; `wake` brings it back to its desk
 
 
 def resume(journal: Journal, config: ServiceConfig, epoch: int) -> Resumed:
     """The desks as they were when the service stopped, under the new epoch and configuration; newest batch of each unit.
 
     The driver journals `unsaid` (as it is, before the row of `started_entry`), then publishes what is still valid of it.
+    A batch that is over is not recomputed: it may never be asked for again. Plans are recalled (`service.recall`).
     """
     newest = {b.unit: b for b in batches(journal)}
-    state = fold(journal, newest.values())
+    resting = {unit: b for unit, b in newest.items() if b.settled}
+    state = fold(journal, [b for b in newest.values() if not b.settled], recall=True)
     settings = settings_of(config)
-    desks = {u: restarted(d, settings, epoch) for u, d in state.desks.items()}
+    desks = {u: _resumed(d, settings, epoch) for u, d in state.desks.items()}
     unsaid = tuple((u, o) for u, queue in state.expected.items() for o in queue)
-    return Resumed(desks, unsaid, tuple(state.mismatches))
+    return Resumed(desks, unsaid, tuple(state.mismatches), resting)
+
+
+def wake(
+    journal: Journal, begun: Begun, config: ServiceConfig, epoch: int, stop: int
+) -> tuple[Desk, tuple[Mismatch, ...]]:
+    """The desk of a resting batch as it was at row `stop`, under the new epoch and configuration. Raises ConfigError."""
+    state = fold(journal, [begun], stop=stop, recall=True)
+    return _resumed(state.desks[begun.unit], settings_of(config), epoch), tuple(state.mismatches)
 
 
 class Report(NamedTuple):
@@ -289,6 +321,6 @@ def _first(old: Any, new: Any, path: str) -> str | None:
 
 
 __all__ = [
-    "Begun", "Fold", "Mismatch", "Report", "Resumed", "batches", "fold", "place", "read_started", "replay", "resume",
-    "settings_of", "started_entry",
+    "Begun", "Fold", "Mismatch", "Report", "Resumed", "batches", "fold", "newest_epoch", "place", "read_started", "replay",
+    "resume", "settings_of", "started_entry", "wake",
 ]  # fmt: skip

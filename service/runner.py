@@ -13,25 +13,28 @@ Rule 3. A message that cannot be used is answered by `rejected` and the service 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from service.config import ServiceConfig
-from service.desk import Desk, Output, Running, estimate, refuse, step, watch
+from service.desk import Desk, Output, Running, Told, estimate, refuse, step, watch
 from service.journal import Entry, Journal
 from service.messages import (
     MAX_BYTES,
     ROOT,
+    Alarm,
     Override,
     Rejected,
     StatusMessage,
+    addressed,
     decode_as,
     encode,
     instant,
     is_id,
 )
 from service.mqtt import Posting, Received
-from service.replay import place, resume, settings_of, started_entry
+from service.replay import Begun, Mismatch, place, resume, settings_of, started_entry, wake
+from twin.config import ConfigError
 
 FAMILIES = ("measurement", "event", "actuator", "ack", "query")
 """Topic families that the twin takes."""
@@ -74,24 +77,34 @@ class Runner:
     version: str
     now: Callable[[], datetime]
     publish: Callable[[Posting], object]
-    desks: dict[str, Desk] = field(default_factory=dict)
+    warn: Callable[[str], None] = lambda line: None  # takes a line for a person
+    desks: dict[str, Desk] = field(default_factory=dict)  # by unit: opened by the unit's first batch, never by less
+    resting: dict[str, Begun] = field(default_factory=dict)  # units whose newest batch was over when this run began
     posted: dict[str, Posting] = field(default_factory=dict)  # newest retained by topic: what a greeting repeats
     refused: int = 0
-    _silent: set[str] = field(default_factory=set)  # units whose silence was announced
+    _resumed_at: int = 0  # row of the journal at which this run began
+    _strays: int = 0  # messages said on units that have no desk
     _unsaid: tuple[tuple[str, Output], ...] = ()  # concluded before the stop, but neither journalled nor sent
 
-    def rebuild(self) -> tuple[str, ...]:
-        """Bring the desks to where the journal ends; nothing is published. Answers what this version sees otherwise.
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Units that have had a batch."""
+        return tuple(sorted({*self.desks, *self.resting}))
 
-        Raises ConfigError or JournalError.
+    def rebuild(self) -> None:
+        """Bring the desks to where the journal ends; nothing is published. Warns of what this version sees otherwise.
+
+        A batch that is over stays in the journal until its unit is heard of again. Raises ConfigError or JournalError.
         """
         resumed = resume(self.journal, self.config, self.epoch)
         self.desks = {unit: desk for unit, desk in resumed.desks.items() if self.config.serves(unit)}
+        self.resting = {unit: begun for unit, begun in resumed.resting.items() if self.config.serves(unit)}
+        self._resumed_at = self.journal.head.n
         self._unsaid = tuple((unit, output) for unit, output in resumed.unsaid if unit in self.desks)
         for row in self.journal.rows():
             if row.kind in ("sent", "estimate") and is_ours(self.config, row.topic) and _retained(place(row.topic)[1]):
                 self.posted[row.topic] = Posting(row.topic, row.payload, retain=True)
-        return tuple(f"journal row {m.row}: {m.kind} {m.detail}" for m in resumed.mismatches)
+        self._warn(resumed.mismatches)
 
     def resume(self) -> None:
         """After `rebuild`, with `publish` live: say what a stop kept back, then what may have been lost on its way out.
@@ -117,83 +130,117 @@ class Runner:
         """Everything that was waiting, in order. Raises JournalError: nothing was sent that is not in the journal."""
         at = self.now()
         ours = [m for m in group if is_ours(self.config, m.topic)]  # a broker that sends others gets no answer to them
-        facts = [m for m in ours if not m.retained]
-        self.journal.append_many([Entry(at, "received", m.topic, _bounded(m.payload)) for m in facts])
+        facts = [(m, _understood(m)) for m in ours if not m.retained]
+        self.journal.append_many([Entry(at, "received", m.topic, payload) for m, payload in facts])
         for m in group:
             acknowledge(m)
         touched: dict[str, None] = {}
-        for m in ours:
+        for m, payload in facts:
             unit, suffix = place(m.topic)
+            desk, outputs = self._step(unit, suffix, payload, at)
+            self._say(desk, outputs, at, m.correlation)
+            if not suffix.startswith("query/") and all(o.kind != "rejected" for o in outputs):
+                touched[unit] = None  # a question or a refusal changes no estimate
+        for m in ours:
             if m.retained:
-                self._refuse_retained(unit, m, at)
-            else:
-                desk, outputs = step(self._desk(unit), suffix, _bounded(m.payload), at)
-                self._say(desk, outputs, at)
-                if not suffix.startswith("query/") and all(o.kind != "rejected" for o in outputs):
-                    touched[unit] = (
-                        None  # a question or a refusal changes no estimate and is no sign of life of the edge
-                    )
+                self._refuse_retained(m, at)
         for unit in touched:
-            self._heard(unit, at)
             self._estimate(unit)
 
     def watch(self) -> None:
-        """From time to time: the alarms that silence raises. They hang on our clock alone, so no desk remembers them."""
+        """From time to time: the alarms that silence raises, under the wall clock."""
         at = self.now()
-        for unit, desk in self.desks.items():
-            if unit not in self._silent and (said := watch(desk, at)[1]):
-                self._silent.add(unit)
-                self._remark(desk, said, at)
+        for desk in list(self.desks.values()):
+            self._say(*watch(desk, at), at)
 
-    def _heard(self, unit: str, at: datetime) -> None:
-        if unit in self._silent:
-            self._silent.discard(unit)
-            self._remark(self.desks[unit], (Output("alarm/edge_silent", b"", None, publish=True, retain=True),), at)
+    def _step(self, unit: str, suffix: str, payload: bytes, at: datetime) -> Told:
+        """One message of a unit, whether or not it has a desk already. A batch opens one, nothing else does."""
+        if unit in self.desks:
+            return step(self.desks[unit], suffix, payload, at)
+        if unit in self.resting:
+            return self._rouse(unit, suffix, payload, at)
+        stray = self._stray(unit)
+        desk, outputs = step(stray, suffix, payload, at)
+        if desk.running is not None and self.config.units == "*" and len(self.units) >= self.config.units_max:
+            full = f"{self.config.units_max} units have had batches here; raise units_max, or name the units to serve"
+            return refuse(stray, f"{stray.root}/{suffix}", Rejected("too_many_units", full), at)
+        return desk, outputs
 
-    def _remark(self, desk: Desk, said: Sequence[Output], at: datetime) -> None:
-        self.journal.append_many([Entry(at, "remark", f"{desk.root}/{o.suffix}", o.payload) for o in said])
-        for o in said:
-            self._post(desk, o)
+    def _rouse(self, unit: str, suffix: str, payload: bytes, at: datetime) -> Told:
+        """A message of a unit whose newest batch was over when this run began: the next batch, or a late word on that one."""
+        begun = self.resting[unit]
+        if suffix == "event/batch_start":
+            told = step(self._successor(unit, begun), suffix, payload, at)
+            if told[0].running is not None:
+                del self.resting[unit]
+                return told
+        try:
+            desk, mismatches = wake(self.journal, begun, self.config, self.epoch, self._resumed_at)
+        except ConfigError as error:
+            verdict = Rejected("internal", f"batch {begun.batch!r} cannot be opened again: {error}")
+            stray = self._stray(unit)
+            return refuse(stray, f"{stray.root}/{suffix}", verdict, at)
+        del self.resting[unit]
+        self._warn(mismatches)
+        return step(desk, suffix, payload, at)
 
-    def _desk(self, unit: str) -> Desk:
-        if unit not in self.desks:
-            self.desks[unit] = Desk(self.config.site, unit, settings_of(self.config), self.epoch)
-        return self.desks[unit]
+    def _stray(self, unit: str) -> Desk:
+        """A desk to answer from, for a unit that has none."""
+        return Desk(self.config.site, unit, settings_of(self.config), self.epoch, seq=self._strays)
+
+    def _successor(self, unit: str, begun: Begun) -> Desk:
+        """The desk as the next batch finds it: the one before is over, and of it only name and alarms matter."""
+        prefix = f"{ROOT}/{self.config.site}/{unit}/"
+        up = [p for t, p in self.posted.items() if t.startswith(f"{prefix}alarm/") and p.payload]
+        found = [decode_as(Alarm, p.topic.removeprefix(prefix), p.payload) for p in up]
+        return replace(
+            self._stray(unit), finished=(*begun.finished, begun.batch), alarms={alarm.code: alarm for alarm in found}
+        )
+
+    def _warn(self, mismatches: Sequence[Mismatch]) -> None:
+        for m in mismatches:
+            self.warn(f"warning: this version would have said otherwise: journal row {m.row}: {m.kind} {m.detail}")
 
     def _estimate(self, unit: str) -> None:
         self._say(*estimate(self.desks[unit]), self.now())
 
-    def _say(self, desk: Desk, outputs: Sequence[Output], at: datetime) -> None:
-        """Journal, then publish: in this order, always."""
+    def _say(self, desk: Desk, outputs: Sequence[Output], at: datetime, correlation: bytes = b"") -> None:
+        """Journal, then publish: in this order, always. `correlation`: of the question that this answers, if it is one."""
         rows = [Entry(at, o.kind, f"{desk.root}/{o.suffix}", o.payload) for o in outputs if o.kind is not None]
         self.journal.append_many(rows)
-        self.desks[desk.unit] = desk
+        self._keep(desk)
         for o in outputs:
             self.refused += o.kind == "rejected"
-            self._post(desk, o)
+            self._post(desk, o, correlation if o.suffix.startswith("reply/") else b"")
 
-    def _post(self, desk: Desk, o: Output) -> None:
+    def _keep(self, desk: Desk) -> None:
+        if desk.running is not None:
+            self.desks[desk.unit] = desk
+        else:
+            self._strays = desk.seq
+
+    def _post(self, desk: Desk, o: Output, correlation: bytes = b"") -> None:
         left = None
         if o.expires_at is not None:  # an override; what has expired, or is no longer ours to ask, is not sent
             left = (o.expires_at - self._clock(desk)).total_seconds()
             if left <= 0.0 or self.config.mode != "closed":
                 return
         if o.publish:
-            posting = Posting(
-                f"{desk.root}/{o.suffix}", o.payload, o.retain, None if left is None else max(1, int(left))
-            )
+            expiry = None if left is None else max(1, int(left))
+            posting = Posting(f"{desk.root}/{o.suffix}", o.payload, o.retain, expiry, correlation)
             if o.retain:
                 self.posted[posting.topic] = posting
             self.publish(posting)
 
-    def _refuse_retained(self, unit: str, m: Received, at: datetime) -> None:
+    def _refuse_retained(self, m: Received, at: datetime) -> None:
         """A retained message may be of any age: it is no fact, and no input of the desk."""
+        unit, _ = place(m.topic)
         verdict = Rejected(
             "retained", "what goes to the twin is never retained: publish it again without, and clear the topic"
         )
-        desk, (said,) = refuse(self._desk(unit), m.topic, verdict, at)
+        desk, (said,) = refuse(self.desks.get(unit) or self._stray(unit), m.topic, verdict, at)
         self.journal.append(Entry(at, "dropped", m.topic, _bounded(m.payload)))
-        self.desks[unit] = desk
+        self._keep(desk)
         self.refused += 1
         self._post(desk, said)
 
@@ -221,6 +268,13 @@ class Runner:
 
 def _retained(suffix: str) -> bool:
     return suffix in ("estimate", "forecast", "plan") or suffix.startswith("alarm/")
+
+
+def _understood(m: Received) -> bytes:
+    """The payload as it is journalled and read."""
+    payload = _bounded(m.payload)
+    asks = m.response_topic and place(m.topic)[1].startswith("query/")
+    return addressed(payload, m.response_topic, m.correlation) if asks else payload
 
 
 def _bounded(payload: bytes) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from immutables import Map
@@ -61,15 +61,18 @@ def assimilate(batch: Batch, m: Measurement) -> Batch:
     """
     _admit(m)
     known = batch.valid.get(m.id)
+    if known is not None and _same(m, known):
+        return batch
+    if not m.received_at - m.sampled_at <= REPLAY_WINDOW:
+        late = m.received_at - m.sampled_at
+        raise Refused("too_late", f"{m.id!r} came {late:.3g} d after its sample; up to {REPLAY_WINDOW:g} d is replayed")
     if known is None:
         return _with_measurement(batch, m)
-    if _same(m, known):
-        return batch
     if m.version < known.version:
         twin = next((s for s in batch.superseded if (s.id, s.version) == (m.id, m.version)), None)
         if twin is not None and not _same(m, twin):
             raise Refused("conflict", f"measurement {m.id!r} version {m.version} is known with other content")
-        return batch if twin is not None else replace(batch, superseded=_ordered(batch.superseded, m, _measured))
+        return batch if twin is not None else replace(batch, superseded=_ordered(batch.superseded, m, _versioned))
     if m.version == known.version:
         raise Refused("conflict", f"measurement {m.id!r} version {m.version} is known with other content")
     return _with_measurement(batch, m, instead_of=known)
@@ -185,6 +188,10 @@ def _measured(m: Measurement) -> tuple[float, str, str]:
     return (m.sampled_at, m.channel, m.id)
 
 
+def _versioned(m: Measurement) -> tuple[float, str, str, int]:
+    return (*_measured(m), m.version)
+
+
 def _acted(c: ControlApplied) -> tuple[float, str, str]:
     return (c.at, c.actuator, c.id)
 
@@ -193,7 +200,7 @@ def _happened(e: Event) -> tuple[float, str, str]:
     return (e.at, e.kind, e.id)
 
 
-def _ordered(items: tuple[T, ...], item: T, key: Callable[[T], tuple[float, str, str]]) -> tuple[T, ...]:
+def _ordered(items: tuple[T, ...], item: T, key: Callable[[T], tuple[Any, ...]]) -> tuple[T, ...]:
     position = bisect_right(items, key(item), key=key)
     return (*items[:position], item, *items[position:])
 
@@ -221,9 +228,6 @@ def _admit(m: Measurement) -> None:
         raise Refused(
             "from_the_future", f"{m.id!r} was sampled at {m.sampled_at!r} d but received at {m.received_at!r} d"
         )
-    if not m.received_at - m.sampled_at <= REPLAY_WINDOW:
-        late = m.received_at - m.sampled_at
-        raise Refused("too_late", f"{m.id!r} came {late:.3g} d after its sample; up to {REPLAY_WINDOW:g} d is replayed")
     if m.sd is not None and not 0.0 < m.sd < 1e6:
         raise Refused("bad_sd", f"{m.id!r}: sd {m.sd!r} must be positive")
 
@@ -234,10 +238,10 @@ def _with_measurement(batch: Batch, m: Measurement, instead_of: Measurement | No
     if instead_of is not None and not instead_of.retracted:
         position = evidence.index(instead_of, bisect_left(evidence, _measured(instead_of), key=_measured))
         evidence = (*evidence[:position], *evidence[position + 1 :])
-        superseded = _ordered(superseded, instead_of, _measured)
+        superseded = _ordered(superseded, instead_of, _versioned)
         first = instead_of.sampled_at
     if m.retracted:
-        superseded = _ordered(superseded, m, _measured)
+        superseded = _ordered(superseded, m, _versioned)
     else:
         position = bisect_left(evidence, _measured(m), key=_measured)
         evidence = (*evidence[:position], m, *evidence[position:]) if position < len(evidence) else (*evidence, m)

@@ -29,10 +29,12 @@ VERBS = {
     "simulate": "Run a closed-loop campaign of virtual donors under a policy.",
     "compare": "Put the policies of finished campaigns side by side.",
     "fit": "Fit the donor population to batch records; write a prior artefact.",
+    "tune": "Tune process and measurement noise on recorded batches by innovation likelihood.",
     "condition": "Condition the prior on one batch's data: posterior, forecast, P(pass).",
     "backtest": "Score forecasts on measured batches against persistence and the group mean.",
     "replay": "Recompute every estimate and decision of a batch from its journal and compare.",
     "verify": "Check the hash chain of a journal.",
+    "bench": "Time the estimator beside other libraries on one problem.",
     "report": "Write a batch's report: one self-contained HTML file.",
 }
 """Every verb and what it does, in the order a newcomer meets them."""

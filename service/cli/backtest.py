@@ -73,7 +73,7 @@ def _as_json(result: Any, records: Any, preset: str, loo: str) -> dict[str, Any]
         "one_step": {
             s.channel: {
                 "rmse_log": s.rmse, "n": s.n, "coverage90": s.coverage90, "persistence": s.persistence,
-                "group_mean": s.group_mean, "hybrid": s.hybrid, "crps": s.crps, "scale": s.scale,
+                "group_mean": s.group_mean, "balances": s.balances, "crps": s.crps, "scale": s.scale,
             }
             for s in result.one_step
         },
@@ -100,16 +100,16 @@ def _tables(result: Any, records: Any, preset: str) -> None:
         "in 90 %",
         "persistence",
         "group mean",
-        "hybrid",
+        "balances",
     ):
         table.add_column(heading, justify="left" if heading == "channel" else "right")
     for s in result.one_step:
-        numbers = (s.rmse, s.persistence, s.group_mean, s.hybrid)
-        twin, persistence, mean, hybrid = (f"{v:.3f}" for v in numbers)
-        table.add_row(s.channel, str(s.n), twin, f"{s.coverage90:.0%}", persistence, mean, hybrid)
+        numbers = (s.rmse, s.persistence, s.group_mean, s.balances)
+        twin, persistence, mean, balances = (f"{v:.3f}" for v in numbers)
+        table.add_row(s.channel, str(s.n), twin, f"{s.coverage90:.0%}", persistence, mean, balances)
     console.print(table)
     console.print(
-        "group mean: mean increment of the other groups; hybrid: the twin plus its mean residual there in the same step"
+        "group mean: mean increment of the other groups; balances: the twin without what those groups have in common by day"
     )
     table = Table(title="viable density, from a day on: RMSE of ln")
     for heading in (

@@ -37,7 +37,7 @@ def condition(
     from dataclasses import replace
 
     from controllers.recipes import recipe_schedule
-    from twin.batch import apply, assimilate, believe_at, start
+    from twin.batch import apply, assimilate, start
     from twin.config import load_config
     from twin.donors.artefact import load_artefact
     from twin.evidence import Refused
@@ -81,12 +81,12 @@ def condition(
         )  # fmt: skip
         advance(1)
     distance, share = _how_unusual(known, at)
-    bands = _history(known, at, believe_at) if closed else {
+    bands = _history(known, at) if closed else {
         k: {"t": b.t, "q05": b.q05, "q50": b.q50, "q95": b.q95} for k, b in outlook.bands.items()
     }  # fmt: skip
     report = {
         "batch": record.id, "donor": record.donor, "mode": mode, "at": at, "samples": len(facts),
-        "basis": "filtered estimates of the past (no smoother yet)" if closed else "forecast under the recipe",
+        "basis": "estimates of the past, each given all data (smoothed)" if closed else "forecast under the recipe",
         "p_pass": dict(outlook.p_pass), "p_release": outlook.p_release, "bands": bands,
         "harvest": {"q05": outlook.harvest[0], "q50": outlook.harvest[1], "q95": outlook.harvest[2]},
         "donor_parameters": _donor(known, at),
@@ -136,18 +136,19 @@ def _how_unusual(known: Any, at: float) -> tuple[float, float]:
     return squared**0.5, float(chi2.cdf(squared, p))
 
 
-def _history(known: Any, until: float, believe_at: Any) -> dict[str, Any]:
-    """Filtered 5, 50 and 95 % quantiles every quarter day of what has been."""
+def _history(known: Any, until: float) -> dict[str, Any]:
+    """Smoothed 5, 50 and 95 % quantiles every quarter day of what has been."""
     import numpy as np
 
     from twin.bioreactor import Coordinates, State, from_coordinates
     from twin.estimation.belief import N_STATE, draws
+    from twin.estimation.smooth import smoothed
     from twin.futures import QUANTITIES
 
     times = np.append(np.arange(0.0, until - 1e-9, 0.25), until)
     bands: dict[str, Any] = {name: {"t": times, "q05": [], "q50": [], "q95": []} for name in QUANTITIES}
-    for t in times:
-        points = draws(believe_at(known, float(t)), 400, np.random.default_rng(7))
+    for belief in smoothed(known, times, only=True).beliefs:
+        points = draws(belief, 400, np.random.default_rng(7))
         state = State(*from_coordinates(Coordinates(*np.exp(points[:N_STATE]))))
         for name, quantity in QUANTITIES.items():
             for key, value in zip(("q05", "q50", "q95"), np.quantile(quantity(state), [0.05, 0.5, 0.95]), strict=True):

@@ -91,13 +91,13 @@ def run(
         config = edge_settings(url, preset, recipe, seed, start)
         job = prepare(config)
         wire = open_wire(parse_address(url), SITE, UNIT, job.announce.batch, job.announce.at, _quiet)
+        wire.check = alive
         try:
             with progress(f"batch {wire.batch}", job.days) as advance:
                 told, begun = 0.0, 0.0
 
                 def step(day: float) -> None:
                     nonlocal told, begun
-                    alive()
                     begun = begun or time.monotonic()  # the first estimate is here: the twin is up
                     advance(day - told)
                     told = day

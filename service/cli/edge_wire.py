@@ -71,6 +71,7 @@ class Wire:
     overrides: int = 0
     accepted: int = 0
     alone: bool = False  # the twin did not answer in time: nobody is waited for until it speaks again
+    check: Callable[[], None] = lambda: None  # called while waiting; raises when there is nothing to wait for
     _open: list[tuple[Posting, datetime]] = field(default_factory=list)  # said, not yet answered
 
     @property
@@ -125,6 +126,7 @@ class Wire:
 
     def listen(self, timeout: float, decide: Callable[[Asked], None]) -> None:
         """Take what the twin said meanwhile; wait up to `timeout` seconds for a first message."""
+        self.check()
         for m in self.link.drain(timeout):
             suffix = m.topic.removeprefix(f"{self.root}/")
             if suffix.startswith("override/"):

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from service.runner import Runner
 
 POLL = 0.5  # longest wait for a message before the wall clock is looked at [s]
-RETRY = 1.0  # between two attempts at a unit's own connection [s]
 WATCH = 60.0  # between two looks at who has fallen silent [s]
 
 
@@ -43,7 +42,7 @@ def serve(
         emit_json(
             {
                 "epoch": served.epoch,
-                "units": sorted(served.desks),
+                "units": list(served.units),
                 "rejected": served.refused,
                 "rows": served.journal.head.n,
             }
@@ -53,12 +52,15 @@ def serve(
 def run(config: ServiceConfig, stop: threading.Event, say: Callable[[str], None]) -> Runner:
     """Serve until `stop` is set. Raises ConfigError, JournalError or BrokerError, each one line with the remedy."""
     from service.journal import Journal
-    from service.lease import hold
-    from service.mqtt import BrokerError, Link, Posting
+    from service.lease import hold, take
+    from service.mqtt import Link, Posting
+    from service.presence import Beacons
+    from service.replay import newest_epoch
     from service.runner import GROUP, Runner, status, subscriptions
 
     release, since = _release(), datetime.now(UTC)
-    with hold(config.data) as lease, Journal.open(config.data) as journal:
+    with hold(config.data), Journal.open(config.data) as journal:
+        lease = take(config.data, at_least=newest_epoch(journal))
         address = config.broker.address()
         if not address.tls:
             say(f"development: plain text on loopback, {address}; never use this off this machine")
@@ -66,62 +68,47 @@ def run(config: ServiceConfig, stop: threading.Event, say: Callable[[str], None]
         def presence(unit: str, online: bool) -> Posting:
             return status(config, unit, lease.epoch, since, release, online=online)
 
-        main = config.units[0] if config.units != "*" and config.units else None  # the unit whose last will is ours
-        beacons: dict[str, Link] = {}  # MQTT allows one last will a connection: each further unit has its own
+        named = config.units if config.units != "*" else ()
+        main = named[0] if named else None  # the unit whose last will is ours
 
         def greeting() -> list[Posting]:
             first = [presence(main, True)] if main is not None else []
             return [*first, *list(runner.posted.values())]
 
-        def beacon(unit: str) -> None:
-            """The unit's own connection, tried again at the next look when the broker is away."""
-            if unit == main or unit in beacons:
-                return
-            other = Link(
-                address,
-                f"{lease.name}-{unit}",
-                (),
-                will=presence(unit, False),
-                greeting=lambda: [presence(unit, True)],
+        def beacon(unit: str) -> Link:
+            return Link(
+                address, f"{lease.name}-{unit}", (), will=presence(unit, False), greeting=lambda: [presence(unit, True)]
             )
-            try:
-                other.connect()
-            except BrokerError as error:
-                say(f"unit {unit}: no last will yet: {error}")
-            else:
-                beacons[unit] = other
 
+        def look() -> None:
+            if link.connected:  # else the broker is away, which the main connection has said
+                beacons.look(u for u in (*named, *runner.units) if u != main)
+
+        beacons = Beacons(beacon, say)
         link = Link(
             address, lease.name, subscriptions(config), greeting=greeting, note=say,
             will=presence(main, False) if main is not None else None,
         )  # fmt: skip
-        runner = Runner(config, journal, lease.epoch, release, lambda: datetime.now(UTC), link.publish)
-        for line in runner.rebuild():
-            say(f"warning: this version would have said otherwise: {line}")
+        runner = Runner(config, journal, lease.epoch, release, lambda: datetime.now(UTC), link.publish, say)
+        runner.rebuild()
         link.connect()
         try:
-            for unit in (*(config.units if config.units != "*" else ()), *runner.desks):
-                beacon(unit)
+            look()
             runner.resume()
             say(
                 f"epoch {lease.epoch}, {config.mode}, {address} (MQTT {'5' if link.v5 else '3.1.1'}), journal {journal.path}"
             )
-            looked = beaconed = time.monotonic()
+            looked = time.monotonic()
             while not stop.is_set():
                 group = link.drain(POLL)
                 for first in range(0, len(group), GROUP):
                     runner.take(group[first : first + GROUP], link.acknowledge)
-                missing = [u for u in runner.desks if u != main and u not in beacons]
-                if missing and time.monotonic() - beaconed >= RETRY:
-                    for unit in missing:
-                        beacon(unit)
-                    beaconed = time.monotonic()
+                look()
                 if time.monotonic() - looked >= WATCH:
                     looked = time.monotonic()
                     runner.watch()
         finally:
-            for unit, other in beacons.items():
-                other.close([presence(unit, False)])
+            beacons.close(lambda unit: presence(unit, False))
             link.close([presence(main, False)] if main is not None else [])
     return runner
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from controllers import make_policy
 from controllers.plan import Policy
@@ -87,10 +87,11 @@ def process_for(config: ServiceConfig, message: BatchStart) -> Process:
         own = None  # a preset without a process of its own name: the general defaults
     else:
         own = parse(ProcessFile, read_yaml(path), str(path))
-    chosen = {
+    chosen: dict[str, Any] = {
         "sensors": config.sensors or (own.sensors if own else None),
         "limits": config.limits or (own.limits if own else None),
         "stages": own.stages if own else None,
+        "considered": own.considered if own else None,
     }
     process = make_process(
         message.preset,

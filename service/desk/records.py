@@ -13,10 +13,12 @@ from controllers.plan import Policy
 from service.desk.opening import Opened, Opening
 from service.journal import Kind
 from service.messages import (
+    NO_LINKS,
     ROOT,
     Alarm,
     BatchStart,
     ForecastMessage,
+    Links,
     Message,
     Mode,
     Override,
@@ -25,7 +27,7 @@ from service.messages import (
     time_text,
 )
 
-NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+NO_SIGNS: Mapping[str, tuple[int, int]] = MappingProxyType({})
 NO_ALARMS: Mapping[str, Alarm] = MappingProxyType({})
 
 
@@ -59,9 +61,12 @@ class Running:
     policy: Policy
     start: datetime  # inoculation
     message: BatchStart
-    heard: datetime  # newest receive time
+    heard: datetime  # newest receive time of a sign of life of the edge
     forecast: ForecastMessage | None = None
-    aliases: Mapping[str, str] = field(default_factory=lambda: NO_ALIASES)  # id of a correction -> id that it corrects
+    links: Links = field(default_factory=lambda: NO_LINKS)  # of corrections
+    signs: Mapping[str, tuple[int, int]] = field(
+        default_factory=lambda: NO_SIGNS
+    )  # newest (epoch, seq) by edge's topic
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from types import MappingProxyType
 
 from controllers.loop import Session, receive
 from controllers.plan import Decision
 from service.desk.answers import answer
+from service.desk.facts import fact_of, heard, joined
 from service.desk.records import AlarmText, Desk, Output, Running, Settings, Told, alarms, note, output
 from service.desk.views import (
     decision_record,
@@ -51,27 +51,16 @@ from service.messages import (
     StageChange,
     StateQuery,
     WhatIfQuery,
-    control_fact,
-    days,
     decode,
     event_fact,
-    measurement_fact,
+    linked,
+    root_of,
     time_text,
 )
 from service.messages.base import one_line
 from twin.batch import assimilate
-from twin.evidence import ControlApplied, Fact, Measurement, Refused
+from twin.evidence import Measurement, Refused
 from twin.futures import forecast
-
-JUMP = 3.5
-"""A time stamp further ahead of the batch than this is refused under the event clock [d]: one typo must not end a batch.
-Recorded batches pause for up to 3 d."""
-
-BEYOND = 1.5
-"""A read-back above so many times the process's limit of its actuator is refused: a slip of unit or decimal point."""
-
-ALLOWED: Mapping[str, float] = {"perfusion": 0.1, "feed": 25.0, "bleed": 0.1, "cytokine_dose": 0.1}
-"""Read-backs up to here are taken whatever the limit is [VVD; IU/mL/d]: boluses are short feeds, recorded ones of 10.5 VVD."""
 
 DOUBTS: Mapping[str, str] = {
     "belief_not_finite": "the belief is not a number",
@@ -79,14 +68,11 @@ DOUBTS: Mapping[str, str] = {
 }
 """Flags of an estimate that raise an alarm, and what they say."""
 
-SKEW = timedelta(seconds=60)
-"""How far ahead of ours another clock may be, under the wall clock."""
-
 RISK = 0.5
 """Probability of release below which an alarm is raised."""
 
 SILENCE = timedelta(minutes=30)
-"""How long a running batch may say nothing before an alarm, under the wall clock."""
+"""How long the edge of a running batch may give no sign of life before an alarm, under the wall clock."""
 
 
 def step(desk: Desk, suffix: str, payload: bytes, at: datetime) -> Told:
@@ -123,7 +109,7 @@ def handle(desk: Desk, message: Message, at: datetime) -> Told:
         ):
             return _take(desk, _of_batch(desk, message.batch), message, at)
         case Ack():
-            return _acknowledged(desk, message)
+            return _acknowledged(desk, message, at)
         case StateQuery() | ForecastQuery() | WhatIfQuery() | ApproveQuery():
             return answer(desk, message)
         case _:
@@ -158,12 +144,17 @@ def estimate(desk: Desk) -> Told:
 
 
 def watch(desk: Desk, at: datetime) -> Told:
-    """Under the wall clock: say it when a running batch has fallen silent. Empty outputs need no journalling."""
+    """Under the wall clock: say it when the edge of a running batch has fallen silent. `at` is journalled as the row's time."""
     running = desk.running
     if running is None or desk.settings.clock == "event":
         return desk, ()
     silent = not running.session.ended and at - running.heard > SILENCE
-    text = ("critical", None, f"nothing heard since {time_text(running.heard)}", "check the edge and the broker")
+    text = (
+        "critical",
+        None,
+        f"no sign of life of the edge since {time_text(running.heard)}",
+        "check the edge and the broker",
+    )
     return alarms(desk, "edge_silent", {"edge_silent": text} if silent else {}, at)
 
 
@@ -190,8 +181,8 @@ def _begin(desk: Desk, message: BatchStart, at: datetime) -> Told:
         finished = (*finished, running.message.batch)
         if not running.session.ended:
             outputs.append(note("batch_superseded", running.message.batch, message.at))
-        desk, cleared = alarms(desk, "", {}, message.at)
-        outputs.extend(cleared)
+    desk, cleared = alarms(desk, "", {}, message.at)
+    outputs.extend(cleared)
     fresh = Running(Session(opened.batch), opened, opened.policy, message.at, message, at)
     session, _ = receive(fresh.session, event_fact(message, message.at), fresh.policy)
     outputs.append(note("batch_started", message.batch, message.at, opened.digest))
@@ -209,7 +200,9 @@ def _of_batch(desk: Desk, batch: str) -> Running:
 
 
 def _take(desk: Desk, running: Running, message: MeasurementMessage | ReadBack | EventMessage, at: datetime) -> Told:
-    fact = _fact(desk, running, message, at)
+    if isinstance(message, MeasurementMessage):
+        running = replace(running, links=linked(running.links, message))
+    fact = fact_of(desk, running, message, at)
     session, decisions = running.session, tuple[Decision, ...]()
     try:
         if session.ended and isinstance(fact, Measurement):
@@ -217,9 +210,13 @@ def _take(desk: Desk, running: Running, message: MeasurementMessage | ReadBack |
             session = replace(session, batch=batch, clock=max(session.clock, fact.received_at))
         else:
             session, decisions = receive(session, fact, running.policy)
+        if isinstance(message, MeasurementMessage):
+            batch = joined(session.batch, message.id, root_of(running.links, message.id))
+            session = replace(session, batch=batch)
     except Refused as error:
         raise Rejected(error.reason, str(error)) from None
-    running = replace(running, session=session, heard=max(at, running.heard), aliases=_aliases(running, message))
+    alive = heard(running, message, at)
+    lives, running = alive is not running, replace(alive, session=session)
     outputs: list[Output] = []
     for k, decision in enumerate(decisions):
         desk, running, said = _announce(desk, running, decision, newest=k == len(decisions) - 1)
@@ -228,58 +225,8 @@ def _take(desk: Desk, running: Running, message: MeasurementMessage | ReadBack |
         outputs.append(note("batch_ended", message.batch, message.at))
         desk, cleared = alarms(desk, "", {}, message.at)
         outputs.extend(cleared)
-    desk, cleared = alarms(desk, "edge_silent", {}, at)
+    desk, cleared = alarms(desk, "edge_silent", {}, at) if lives else (desk, ())
     return replace(desk, running=running), (*outputs, *cleared)
-
-
-def _fact(desk: Desk, running: Running, message: MeasurementMessage | ReadBack | EventMessage, at: datetime) -> Fact:
-    """The fact behind a message, on the batch's own clock."""
-    told = message.sampled_at if isinstance(message, MeasurementMessage) else message.at
-    when, clock = days(told, running.start), running.session.clock
-    if when < 0.0:
-        raise Rejected("before_start", f"{time_text(told)} lies before the batch started, {time_text(running.start)}")
-    if desk.settings.clock == "wall":
-        if told > at + SKEW:
-            raise Rejected("from_the_future", f"{time_text(told)} is ahead of our clock, {time_text(at)}")
-        received = max(days(at, running.start), when)
-    else:
-        if when > clock + JUMP:
-            raise Rejected("from_the_future", f"{time_text(told)} is more than {JUMP:g} days ahead of the batch")
-        received = max(clock, when)
-    if isinstance(message, MeasurementMessage):
-        return replace(measurement_fact(message, running.start, received), id=_root(running, message))
-    if isinstance(message, ReadBack):
-        return _possible(control_fact(message, running.start, running.message.volume_l), running)
-    fact = event_fact(message, running.start)
-    if isinstance(message, MediumChange):
-        composition = desk.settings.open.medium(message.medium)
-        return replace(fact, detail={"name": message.medium, **composition._asdict()})
-    return fact
-
-
-def _root(running: Running, message: MeasurementMessage) -> str:
-    """The id of the measurement that a message is about: a correction of a correction is one of the first."""
-    named = message.supersedes or message.id
-    return running.aliases.get(named, named)
-
-
-def _aliases(running: Running, message: Message) -> Mapping[str, str]:
-    if not isinstance(message, MeasurementMessage) or message.id == (root := _root(running, message)):
-        return running.aliases
-    return MappingProxyType({**running.aliases, message.id: root})
-
-
-def _possible(fact: ControlApplied, running: Running) -> ControlApplied:
-    """The read-back, unless no pump of this process could do that: it would drive the belief wherever it points."""
-    if fact.actuator not in ALLOWED:
-        return fact
-    limit = float(getattr(running.session.batch.process.limits, f"{fact.actuator}_max"))
-    bound = max(BEYOND * limit, ALLOWED[fact.actuator])
-    if not 0.0 <= fact.rate <= bound:
-        raise Rejected(
-            "out_of_range", f"{fact.actuator} reads back {fact.rate:.4g}; at most {bound:g} is possible here"
-        )
-    return fact
 
 
 # --- decisions -------------------------------------------------------------------------------------------------------
@@ -332,11 +279,16 @@ def _ahead(desk: Desk, running: Running, decision: Decision) -> ForecastMessage 
         return None
 
 
-def _acknowledged(desk: Desk, message: Ack) -> Told:
+def _acknowledged(desk: Desk, message: Ack, at: datetime) -> Told:
+    if (running := desk.running) is None:
+        raise Rejected("unknown_batch", f"no batch has started on unit {desk.unit!r}: no override waits for an answer")
     text = (
         "warning",
         None,
         f"override {message.cmd_id} refused: {message.reason}"[:400],
         "the edge keeps to its recipe",
     )
-    return alarms(desk, "override_refused", {} if message.accepted else {"override_refused": text}, message.at)
+    alive = heard(running, message, at)
+    desk, said = alarms(desk, "override_refused", {} if message.accepted else {"override_refused": text}, message.at)
+    desk, cleared = alarms(desk, "edge_silent", {}, at) if alive is not running else (desk, ())
+    return replace(desk, running=alive), (*said, *cleared)

@@ -126,9 +126,10 @@ def _parameters(belief: Belief, batch: Batch, units: Mapping[str, str]) -> dict[
     for name in layout.errors:
         i = layout.index(name)
         mean, sd = float(belief.mean[i]), float(np.sqrt(max(belief.cov[i, i], 0.0)))
-        unit = "ln" if name.endswith("_gain") else next(
+        by_name = {"gain": "ln", "growth": "ln d"}  # of readings compared by their logarithm; growth: per 1/d
+        unit = by_name.get(name.rpartition("_")[2]) or next(
             (s.unit for s in batch.process.sensors.values() if s.error is not None and s.error.name == name), ""
-        )  # fmt: skip
+        )
         found[name] = Quantity(mean=mean, sd=sd, q05=mean - Z90 * sd, q95=mean + Z90 * sd, unit=unit)
     return found
 

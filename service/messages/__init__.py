@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 from service.messages.base import MAX_BYTES, REASONS, ROOT, Message, Mode, Rejected, is_id, parse_time, time_text
-from service.messages.codec import CLASSES, canonical_json, class_of, decode, decode_as, encode
+from service.messages.codec import CLASSES, addressed, canonical_json, class_of, decode, decode_as, encode
 from service.messages.facts import (
+    NO_LINKS,
+    Links,
     control_fact,
     control_message,
     days,
     event_fact,
     event_message,
     instant,
+    linked,
     measurement_fact,
     measurement_message,
+    root_of,
 )
 from service.messages.incoming import (
     INCOMING,
@@ -55,13 +59,13 @@ from service.messages.outgoing import (
 )
 
 __all__ = [
-    "CLASSES", "INCOMING", "MAX_BYTES", "OUTGOING", "REASONS", "ROOT",
+    "CLASSES", "INCOMING", "MAX_BYTES", "NO_LINKS", "OUTGOING", "REASONS", "ROOT",
     "Ack", "Alarm", "ApproveQuery", "Band", "BatchEnd", "BatchStart", "Calibration", "Consistency", "Estimate",
-    "EventMessage", "ForecastMessage", "ForecastQuery", "HarvestWindow", "Incoming", "MeasurementMessage",
+    "EventMessage", "ForecastMessage", "ForecastQuery", "HarvestWindow", "Incoming", "Links", "MeasurementMessage",
     "MediumChange", "Message", "Mode", "OperatorAction", "Outgoing", "Override", "PlanMessage", "Quantity",
     "QueryMessage", "ReadBack", "Rejected", "Rejection", "ReplyMessage", "Series", "StageChange", "StateQuery",
     "StatusMessage", "WhatIfQuery",
-    "canonical_json", "class_of", "control_fact", "control_message", "days", "decode", "decode_as", "encode",
-    "event_fact", "event_message", "instant", "is_id", "measurement_fact", "measurement_message", "parse_time",
-    "time_text",
+    "addressed", "canonical_json", "class_of", "control_fact", "control_message", "days", "decode", "decode_as", "encode",
+    "event_fact", "event_message", "instant", "is_id", "linked", "measurement_fact", "measurement_message", "parse_time",
+    "root_of", "time_text",
 ]  # fmt: skip

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -77,6 +78,20 @@ def encode(message: Message) -> bytes:
     if len(payload) > MAX_BYTES:
         raise ValueError(f"{type(message).__name__} of {len(payload)} bytes exceeds {MAX_BYTES}")
     return payload
+
+
+def addressed(payload: bytes, response_topic: str, correlation: bytes) -> bytes:
+    """A question that was asked the MQTT v5 way, as it is understood and kept: its way back stands in the payload.
+
+    What the payload says itself holds. A `correlation` that is no identifier of the interface is named by its digest.
+    """
+    text = correlation.decode("ascii", "replace")
+    named = text if is_id(text) else hashlib.sha256(correlation).hexdigest()[:32]
+    try:
+        content = strict_json(payload)
+        return canonical_json({"reply_to": response_topic, "correlation": named, **content})
+    except ValueError:  # refused like any other when it is decoded
+        return payload
 
 
 def canonical_json(content: object) -> bytes:

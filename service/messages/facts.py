@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from service.messages.base import Rejected
 from service.messages.incoming import (
@@ -23,6 +24,11 @@ from twin.units import CANONICAL, scale_of
 
 DAY = timedelta(days=1)
 
+Links = Mapping[str, str]
+"""id of a correction -> id of the measurement that it says it corrects."""
+
+NO_LINKS: Links = MappingProxyType({})
+
 
 def days(at: datetime, start: datetime) -> float:
     """Days from `start` (inoculation) to `at`; negative before it."""
@@ -40,22 +46,45 @@ def instant(day: float, start: datetime) -> datetime:
     return start + timedelta(days=day)
 
 
-def measurement_fact(message: MeasurementMessage, start: datetime, received_at: float) -> Measurement:
-    """A reading in its canonical unit. `received_at` [d since `start`] is when the twin learnt it.
+def linked(links: Links, message: MeasurementMessage) -> Links:
+    """`links` and what `message` says it corrects.
 
-    Raises `Rejected` for a value that its sender marks as bad.
+    Raises `Rejected` (conflict) when it has said otherwise before, or would, by way of others, correct itself.
     """
-    if message.quality == "bad":
-        raise Rejected("bad_quality", f"{message.channel} {message.id}: the sender marks it as bad")
+    named = message.supersedes
+    if named is None or named == message.id or links.get(message.id) == named:
+        return links
+    if message.id in links:
+        raise Rejected("conflict", f"measurement {message.id!r} corrects {links[message.id]!r}, not {named!r}")
+    if root_of(links, named) == message.id:
+        raise Rejected("conflict", f"measurement {message.id!r} would correct itself, by way of {named!r}")
+    return MappingProxyType({**links, message.id: named})
+
+
+def root_of(links: Links, name: str) -> str:
+    """The measurement that `name` is a version of: a correction of a correction is one of the first."""
+    while name in links:
+        name = links[name]
+    return name
+
+
+def measurement_fact(
+    message: MeasurementMessage, start: datetime, received_at: float, links: Links = NO_LINKS
+) -> Measurement:
+    """A reading in its canonical unit, as a version of what it corrects. `received_at` [d since `start`]: when we learnt it.
+
+    One that its sender marks as bad is a retraction: of the versions before it, or of itself where there are none.
+    """
     value = canonical(message.channel, message.value, message.unit, None)
     return Measurement(
-        id=message.supersedes or message.id,
+        id=root_of(links, message.supersedes or message.id),
         channel=message.channel,
         value=value,
         sampled_at=days(message.sampled_at, start),
         received_at=received_at,
         sd=None if message.sd is None else message.sd * scale_of(message.channel, message.unit),
         version=message.version,
+        retracted=message.quality == "bad",
     )
 
 
@@ -65,7 +94,8 @@ def measurement_message(
     """What an edge sends for a reading; `received_at` does not travel: who receives it knows when."""
     return MeasurementMessage(
         id=fact.id, batch=batch, channel=fact.channel, value=fact.value, unit=CANONICAL[fact.channel],
-        sampled_at=instant(fact.sampled_at, start), sd=fact.sd, sample=sample, version=fact.version, seq=seq, epoch=epoch,
+        sampled_at=instant(fact.sampled_at, start), sd=fact.sd, sample=sample, version=fact.version,
+        quality="bad" if fact.retracted else "good", seq=seq, epoch=epoch,
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ class MeasurementMessage(Message):
     sample: Id | None = None
     version: int = Field(default=1, ge=1, le=10_000)  # a higher version of the same id supersedes
     supersedes: Id | None = None  # the id that this one corrects
-    quality: Quality = "good"
+    quality: Quality = "good"  # bad: this version says that the value is void; it is kept and informs nothing
 
     @model_validator(mode="after")
     def _physical(self) -> MeasurementMessage:

@@ -15,6 +15,7 @@ import numpy as np
 
 from service.journal import Head, Row
 from service.messages import (
+    NO_LINKS,
     Alarm,
     BatchEnd,
     BatchStart,
@@ -27,6 +28,7 @@ from service.messages import (
     control_fact,
     days,
     decode,
+    linked,
     measurement_fact,
 )
 from service.report.data import ESTIMATED, Alert, Band, Curve, Decided, Limit, Outcome, ReportData, Samples, outcome_of
@@ -52,6 +54,7 @@ class _Found:
     decisions: list[Mapping[str, Any]] = field(default_factory=list)
     overrides: set[str] = field(default_factory=set)  # basis of every override sent
     alarms: list[Alarm] = field(default_factory=list)
+    told: list[MeasurementMessage] = field(default_factory=list)
     readings: dict[str, Measurement] = field(default_factory=dict)  # by id, the highest version
     readbacks: list[ReadBack] = field(default_factory=list)
     end: BatchEnd | None = None
@@ -140,7 +143,7 @@ def _read(rows: Iterable[Row], opened: BatchStart) -> _Found:
             if isinstance(message, BatchStart):
                 running = message.batch
             elif getattr(message, "batch", None) == opened.batch:
-                _receive(found, message, opened)
+                _receive(found, message)
         elif row.kind == "decision":
             decision = json.loads(row.payload)
             if decision.get("batch") == opened.batch:
@@ -151,17 +154,30 @@ def _read(rows: Iterable[Row], opened: BatchStart) -> _Found:
             found.rejected += running == opened.batch
         elif row.kind in ("estimate", "sent") and row.payload:
             _sent(found, decode(suffix, row.payload), opened.batch)
+    found.readings = _readings(found.told, opened)
     return found
 
 
-def _receive(found: _Found, message: Any, opened: BatchStart) -> None:
-    if isinstance(message, MeasurementMessage):
+def _readings(told: Iterable[MeasurementMessage], opened: BatchStart) -> dict[str, Measurement]:
+    """What the laboratory and the probes stand by at the end: of every reading the highest version, retracted ones marked."""
+    links, kept = NO_LINKS, list[MeasurementMessage]()
+    for message in told:
         try:
-            fact = measurement_fact(message, opened.at, days(message.sampled_at, opened.at))
+            links = linked(links, message)
         except Rejected:
-            return
-        if fact.id not in found.readings or fact.version > found.readings[fact.id].version:
-            found.readings[fact.id] = fact
+            continue
+        kept.append(message)
+    readings: dict[str, Measurement] = {}
+    for message in kept:
+        fact = measurement_fact(message, opened.at, days(message.sampled_at, opened.at), links)
+        if fact.id not in readings or fact.version > readings[fact.id].version:
+            readings[fact.id] = fact
+    return readings
+
+
+def _receive(found: _Found, message: Any) -> None:
+    if isinstance(message, MeasurementMessage):
+        found.told.append(message)
     elif isinstance(message, ReadBack):
         found.readbacks.append(message)
     elif isinstance(message, BatchEnd):
@@ -232,13 +248,11 @@ def _over_time(said: list[tuple[datetime, dict[str, tuple[float, float, float]]]
 
 
 def _samples(readings: Iterable[Measurement]) -> dict[str, Samples]:
-    by_channel: dict[str, list[tuple[float, float]]] = {}
+    by_channel: dict[str, list[tuple[float, float, bool]]] = {}
     for m in readings:
-        by_channel.setdefault(m.channel, []).append((m.sampled_at, m.value))
-    return {
-        channel: Samples(*np.array(sorted(rows)).T, used=np.ones(len(rows), dtype=bool))
-        for channel, rows in by_channel.items()
-    }
+        by_channel.setdefault(m.channel, []).append((m.sampled_at, m.value, not m.retracted))
+    columns = {channel: np.array(sorted(rows)).T for channel, rows in by_channel.items()}
+    return {channel: Samples(t, value, used.astype(bool)) for channel, (t, value, used) in columns.items()}
 
 
 def _inputs(readbacks: Iterable[ReadBack], start: datetime, volume: float) -> dict[str, Curve]:

@@ -160,7 +160,7 @@ def _estimate(a: Axes, data: ReportData, name: str) -> None:
                markeredgewidth=0.6 if few else 0.0, label="samples", zorder=3)  # fmt: skip
         if not s.used.all():
             a.plot(s.t[~s.used], s.value[~s.used], linestyle="none", marker="x", markersize=5, color=RED,
-                   label="samples refused by the gate", zorder=3)  # fmt: skip
+                   label="samples retracted or refused", zorder=3)  # fmt: skip
     if name in FRACTIONS:
         low, high = a.get_ylim()
         a.set_ylim(max(low, -0.02), min(high, 1.02))

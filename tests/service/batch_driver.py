@@ -126,3 +126,53 @@ class Driver:
 def contents(outputs: tuple[Output, ...] | list[Output], suffix: str) -> list[dict[str, Any]]:
     """Payloads on topics that begin with `suffix`; an empty one (a cleared alarm) as {}."""
     return [json.loads(o.payload or b"{}") for o in outputs if o.publish and o.suffix.startswith(suffix)]
+
+
+def fresh(folder: Path, **changes: Any) -> Desk:
+    """The desk of unit `u`, without a batch."""
+    return Desk("s", "u", settings_of(configuration(folder, **changes)), 1)
+
+
+def tell(desk: Desk, *messages: Sent, at: datetime = WALL) -> tuple[Desk, list[Output]]:
+    """The desk after some messages, and all that it said."""
+    outputs: list[Output] = []
+    for suffix, content in messages:
+        desk, said = step(desk, suffix, json.dumps(content).encode(), at)
+        outputs.extend(said)
+    return desk, outputs
+
+
+def reason(outputs: list[Output]) -> str:
+    """Why a message was refused; nothing else was said."""
+    assert [o.suffix for o in outputs] == ["rejected"]
+    return str(json.loads(outputs[0].payload)["reason"])
+
+
+def play(folder: Path, days: float = 0.8, **changes: Any) -> Driver:
+    driver = Driver(configuration(folder, **changes), Journal.open(folder))
+    for k, sent in enumerate(course(days)):
+        driver.send(sent, look=k % 4 == 0)
+        if k == 20:
+            driver.send(("measurement/glucose", {"value": "much"}))
+    return driver
+
+
+def copied(driver: Driver, folder: Path, change: dict[int, bytes] | None = None, stop: int | None = None) -> Journal:
+    """The journal again, with some payloads replaced and a chain that fits them: a forger who can hash."""
+    journal = Journal.open(folder)
+    rows = driver.journal.rows(stop=stop)
+    journal.append_many([Entry(r.at, r.kind, r.topic, (change or {}).get(r.n, r.payload)) for r in rows])
+    return journal
+
+
+def same(a: Desk, b: Desk) -> bool:
+    """The same knowledge: batch, clock, plan, alarms; epoch and count may differ."""
+    assert a.running is not None
+    assert b.running is not None
+    x, y = a.running.session, b.running.session
+    assert x.batch.belief == y.batch.belief
+    assert (x.batch.evidence, x.batch.applied, x.batch.events) == (y.batch.evidence, y.batch.applied, y.batch.events)
+    assert (x.clock, x.next_decision, x.plan, x.last, x.ended) == (y.clock, y.next_decision, y.plan, y.last, y.ended)
+    assert a.running.start == b.running.start
+    assert {c: m.since for c, m in a.alarms.items()} == {c: m.since for c, m in b.alarms.items()}
+    return True

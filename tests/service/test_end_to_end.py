@@ -6,179 +6,24 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.client as paho
 import pytest
-import yaml
 
-from service.asyncapi import validate
-from service.broker import development_broker, find_mosquitto, free_port
-from service.journal import Journal
-from service.messages import MeasurementMessage
-from service.mqtt import Address, Posting, parse_address
+from service.broker import development_broker
+from service.mqtt import Posting
 from service.replay import replay
-from twin.config import configs_dir, read_yaml
-
-ROOT = Path(__file__).resolve().parents[2]
-SITE = "celltwin/v1/s"
-needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
-
-
-@dataclass(frozen=True)
-class Heard:
-    topic: str
-    payload: bytes
-    retained: bool
-    expiry: int | None
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return json.loads(self.payload or b"{}")
-
-
-class Spy:
-    """A client of its own that hears everything on the site."""
-
-    def __init__(self, url: str) -> None:
-        at: Address = parse_address(url)
-        self.v5 = at.user is None
-        self.heard: list[Heard] = []
-        self._client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2,
-            client_id=f"spy-{id(self)}",
-            protocol=paho.MQTTv5 if self.v5 else paho.MQTTv311,
-        )
-        if at.user is not None:
-            self._client.username_pw_set(at.user)
-        ready = threading.Event()
-        self._client.on_connect = lambda c, *_: c.subscribe("celltwin/v1/#", 1)
-        self._client.on_subscribe = lambda *_: ready.set()
-        self._client.on_message = self._on_message
-        self._client.connect(at.host, at.port)
-        self._client.loop_start()
-        assert ready.wait(10)
-
-    def _on_message(self, client: Any, userdata: Any, m: paho.MQTTMessage) -> None:
-        expiry = getattr(m.properties, "MessageExpiryInterval", None) if self.v5 else None
-        self.heard.append(Heard(m.topic, bytes(m.payload), bool(m.retain), expiry))
-
-    def say(self, posting: Posting) -> None:
-        self._client.publish(posting.topic, posting.payload, qos=1, retain=posting.retain).wait_for_publish(10)
-
-    def on(self, family: str, unit: str = "r1") -> list[Heard]:
-        return [h for h in list(self.heard) if h.topic.startswith(f"{SITE}/{unit}/{family}")]
-
-    def close(self) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
-
-
-@dataclass
-class Site:
-    """A folder, a broker, and the processes that run on it."""
-
-    folder: Path
-    url: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    running: list[subprocess.Popen[str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        recipe = read_yaml(configs_dir() / "recipes" / "cspr_100.yaml")
-        for days in (1, 2):
-            (self.folder / f"short{days}.yaml").write_text(
-                yaml.safe_dump({**recipe, "name": f"short{days}", "harvest_latest": days})
-            )
-        content = {
-            "site": "s", "broker": {"url": self.url}, "development": True, "units": ["r1"], "data": "twin", "mode": "closed",
-            "clock": "event", "policy": "cspr", "futures": 40, "recipes": ["none", "./short1.yaml", "./short2.yaml"], **self.changes,
-        }  # fmt: skip
-        (self.folder / "serve.yaml").write_text(yaml.safe_dump(content))
-
-    def edge_file(self, unit: str = "r1", **changes: Any) -> Path:
-        content = {
-            "site": "s", "unit": unit, "broker": {"url": self.url}, "development": True, "batch": "B1", "seed": 3,
-            "recipe": "./short2.yaml", "start": "2026-11-01T06:00:00Z", "budget": {"day": 1.0, "batch": 6.0}, **changes,
-        }  # fmt: skip
-        path = self.folder / f"edge-{unit}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment, cwd=ROOT,
-        )  # fmt: skip
-        self.running.append(process)
-        return process
-
-    def serve(self) -> subprocess.Popen[str]:
-        return self.start("serve", "-c", str(self.folder / "serve.yaml"))
-
-    def edge(self, *arguments: str, unit: str = "r1", **changes: Any) -> subprocess.Popen[str]:
-        return self.start("edge", "-c", str(self.edge_file(unit, **changes)), "--json", *arguments)
-
-    def journal(self) -> Journal:
-        return Journal.open(self.folder / "twin", create=False)
-
-    def stop(self) -> None:
-        for process in self.running:
-            process.kill()
-            process.communicate()
-
-
-def finish(process: subprocess.Popen[str], seconds: float = 200.0) -> dict[str, Any]:
-    out, err = process.communicate(timeout=seconds)
-    assert process.returncode == 0, (err, out[-3000:])
-    return json.loads(out)
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
-
-
-def until(met: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def mosquitto() -> Iterator[str]:
-    if find_mosquitto() is None:
-        pytest.skip("mosquitto is not installed")
-    with development_broker("mosquitto") as url:
-        yield url
-
-
-@pytest.fixture
-def spy(mosquitto: str) -> Iterator[Spy]:
-    watcher = Spy(mosquitto)
-    yield watcher
-    watcher.close()
-
-
-@pytest.fixture
-def site(tmp_path: Path, mosquitto: str) -> Iterator[Site]:
-    place = Site(tmp_path, mosquitto)
-    yield place
-    place.stop()
-
-
-def check_all_valid(heard: Sequence[Heard]) -> None:
-    for h in heard:
-        validate(h.topic, h.payload)
+from tests.service.processes import (
+    SITE,
+    Site,
+    Spy,
+    check_all_valid,
+    end,
+    finish,
+    until,
+)
 
 
 @pytest.mark.slow
@@ -296,45 +141,6 @@ def _timeless(payload: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_bad_messages_are_answered_and_the_service_lives(site: Site, spy: Spy) -> None:
-    serve = site.serve()
-    until(lambda: bool(spy.on("status")))
-    bad = {
-        "measurement/glucose": [
-            b"",
-            b"{",
-            b"\xff\xfe",
-            b'{"value": NaN}',
-            b"[" * 5000,
-            b'{"a":1,"a":2}',
-            b"x" * 100_000,
-        ],
-        "event/batch_start": [b"null", b'{"batch": "../../etc"}'],
-        "measurement/unheard_of": [json.dumps({**MeasurementMessage.example, "channel": "unheard_of"}).encode()],
-        "event/party": [b"{}"],
-        "query/everything": [b"{}"],
-        "actuator/sonar/deep": [b"{}"],
-    }
-    count = sum(len(v) for v in bad.values())
-    for suffix, payloads in bad.items():
-        for payload in payloads:
-            spy.say(Posting(f"{SITE}/r1/{suffix}", payload))
-    spy.say(Posting(f"{SITE}/r2/measurement/ph", b"{}"))  # another unit: not ours to answer
-    until(lambda: len(spy.on("rejected")) >= count)
-    check_all_valid(spy.on("rejected"))
-    assert {h.content["reason"] for h in spy.on("rejected")} >= {
-        "not_json", "not_utf8", "not_finite", "nested_too_deep", "duplicate_key", "too_large", "unknown_channel", "unknown_kind",
-        "unknown_verb",
-    }  # fmt: skip
-    assert serve.poll() is None
-    result = finish(site.edge(recipe="./short1.yaml"))
-    assert result["outcome"]["day"] == pytest.approx(1.0)
-    assert len(spy.on("rejected")) == count
-    assert spy.on("rejected", unit="r2") == []
-    end(serve)
-
-
-@pytest.mark.slow
 def test_a_fleet_and_its_questions(tmp_path: Path, mosquitto: str, spy: Spy) -> None:
     """Two reactors under `units: "*"` at once; each has its own status, will and answers."""
     site = Site(tmp_path, mosquitto, {"units": "*"})
@@ -384,44 +190,6 @@ def test_a_measured_batch_played_over_the_wire(site: Site, spy: Spy, measured: P
     assert abs(math.log(state["mean"] / counted)) < math.log(1.5)
     with site.journal() as journal:
         assert replay(journal, "FB2_A_R2").ok
-
-
-def one_line_exit_2(process: subprocess.Popen[str], *words: str) -> None:
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2, err
-    lines = [line for line in err.strip().splitlines() if "development:" not in line]
-    assert len(lines) == 1
-    for word in words:
-        assert word in lines[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("verb", ["serve", "edge"])
-def test_a_broker_that_is_not_there(tmp_path: Path, verb: str) -> None:
-    site = Site(tmp_path, f"mqtt://127.0.0.1:{free_port()}")
-    process = site.serve() if verb == "serve" else site.edge()
-    one_line_exit_2(process, site.url, "refused", "is it running")
-
-
-@pytest.mark.slow
-def test_wrong_input_of_edge_is_one_line(site: Site, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.csv"
-    bad.write_text("batch,channel\nx,y\n")
-    one_line_exit_2(site.edge("--replay", str(tmp_path / "none.csv")), "none.csv", "no such file")
-    one_line_exit_2(site.edge("--replay", str(bad)), "bad.csv")
-    one_line_exit_2(site.edge(preset="martian"), "martian")
-    one_line_exit_2(site.edge(scenario="paradise"), "paradise")
-    one_line_exit_2(site.start("edge", "-c", str(tmp_path / "none.yaml")), "none.yaml")
-
-
-@needs_mosquitto
-@pytest.mark.slow
-def test_two_services_on_one_data_directory(site: Site, spy: Spy) -> None:
-    first = site.serve()
-    until(lambda: bool(spy.on("status")))
-    one_line_exit_2(site.serve(), "another service runs on this data directory")
-    assert spy.on("status")[-1].content["state"] == "online"
-    end(first)
 
 
 @pytest.mark.slow

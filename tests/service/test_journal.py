@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import random
 import signal
@@ -12,36 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from service.journal import FILE, Entry, Head, Journal, JournalError, Row
+from service.journal import FILE, Entry, Head, Journal, JournalError
 from service.verify import Broken, verify
-from service.verify import main as verify_main
-
-T0 = datetime(2026, 11, 21, 6, 0, 0, 123_456, tzinfo=UTC)
-
-
-def entry(k: int) -> Entry:
-    kind = ("received", "decision", "sent", "rejected", "note")[k % 5]
-    return Entry(T0 + timedelta(seconds=k), kind, f"celltwin/v1/a/u/{k}", b'{"k":%d}' % k + bytes([k % 256]))
-
-
-def written(folder: Path, n: int = 12) -> tuple[Row, ...]:
-    with Journal.open(folder) as journal:
-        return journal.append_many([entry(k) for k in range(n)])
-
-
-def tamper(folder: Path, *statements: str) -> None:
-    """Change a journal as somebody with a database shell would: triggers dropped, statement run."""
-    db = sqlite3.connect(folder / FILE)
-    for statement in ("DROP TRIGGER no_update", "DROP TRIGGER no_delete", *statements):
-        db.execute(statement)
-    db.commit()
-    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    db.close()
+from tests.service.journal_rows import entry, tamper, written
 
 
 def refused(folder: Path, anchor: Head | None = None) -> str:
@@ -332,72 +307,3 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, root: Path) -> N
             assert journal.head.n >= acknowledged
             assert journal.head.n % 3 == 0  # a group is there as a whole or not at all
     assert acknowledged > 50
-
-
-# --- export and the verifier that knows nothing of us ------------------------------------------------------------------
-
-
-def exported(folder: Path) -> Path:
-    written(folder)
-    stream = io.StringIO()
-    with Journal.open(folder) as journal:
-        assert journal.export(stream) == 12
-    path = folder / "export.jsonl"
-    path.write_text(stream.getvalue(), encoding="utf-8")
-    return path
-
-
-def test_the_export_verifies_and_holds_every_byte(tmp_path: Path) -> None:
-    path = exported(tmp_path)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [bytes.fromhex(line["payload"]) for line in lines[:-1]] == [entry(k).payload for k in range(12)]
-    with Journal.open(tmp_path) as journal:
-        assert verify(path) == verify(tmp_path / FILE) == tuple(journal.head)
-
-
-@pytest.mark.parametrize("line", range(13))
-def test_every_line_missing_from_an_export_is_found(tmp_path: Path, line: int) -> None:
-    path = exported(tmp_path)
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:line] + lines[line + 1 :]))
-    with pytest.raises(Broken):
-        verify(path)
-
-
-def test_every_changed_value_of_an_export_is_found(tmp_path: Path) -> None:
-    path = exported(tmp_path)
-    lines = path.read_text().splitlines()
-    for k in range(12):
-        for key in ("n", "at", "kind", "topic", "payload", "prev", "hash"):
-            row = json.loads(lines[k])
-            row[key] = row[key] + 1 if key == "n" else "00" + str(row[key])
-            path.write_text("\n".join([*lines[:k], json.dumps(row), *lines[k + 1 :]]))
-            with pytest.raises(Broken):
-                verify(path)
-
-
-def test_the_verifier_stands_alone(tmp_path: Path, root: Path) -> None:
-    """Under 100 lines, standard library only, run by an interpreter that cannot see this program."""
-    source = root / "service" / "verify.py"
-    assert len(source.read_text().splitlines()) < 100
-    written(tmp_path)
-    command = [sys.executable, "-I", "-S", str(source), str(tmp_path / FILE)]
-    good = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
-    assert good.returncode == 0, good.stderr
-    assert "intact, 12 rows" in good.stdout
-    tamper(tmp_path, "UPDATE row SET payload = x'00' WHERE n = 7")
-    bad = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
-    assert (bad.returncode, "row 7" in bad.stderr) == (1, True)
-
-
-def test_what_is_neither_journal_nor_export_cannot_be_read(tmp_path: Path) -> None:
-    for k, content in enumerate((b"", b"some notes\n", b"\xff\xfe\x00")):
-        (tmp_path / str(k)).write_bytes(content)
-        assert verify_main([str(tmp_path / str(k))]) == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code"), [([], 2), (["a", "b", "c"], 2), (["absent.sqlite"], 2), (["x", "nonsense"], 2)]
-)
-def test_the_verifier_refuses_wrong_use(arguments: list[str], code: int) -> None:
-    assert verify_main(arguments) == code

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from service.messages import (
     CLASSES,
@@ -17,31 +15,23 @@ from service.messages import (
     Alarm,
     BatchStart,
     Calibration,
-    EventMessage,
     MeasurementMessage,
-    MediumChange,
     Message,
     OperatorAction,
     Override,
     ReadBack,
     Rejected,
     StateQuery,
+    addressed,
     codec,
-    control_fact,
-    control_message,
-    days,
     decode,
     decode_as,
     encode,
-    event_fact,
-    event_message,
-    instant,
+    is_id,
     measurement_fact,
     measurement_message,
-    parse_time,
-    time_text,
 )
-from twin.evidence import ControlApplied, Measurement
+from twin.evidence import Measurement
 from twin.sensors import CHANNELS, MONITORED
 
 START = datetime(2026, 11, 1, 8, 30, tzinfo=UTC)
@@ -237,6 +227,11 @@ def test_answers_go_nowhere_but_to_a_reply_topic(target: str) -> None:
     assert refusal("query/state", {**StateQuery.example, "reply_to": target}) == "bad_value"
 
 
+def test_a_pump_rate_is_a_rate_and_not_negative() -> None:
+    assert refusal("actuator/perfusion", {**ReadBack.example, "unit": "mL"}) == "bad_unit"
+    assert refusal("actuator/perfusion", {**ReadBack.example, "rate": -0.1}) == "bad_value"
+
+
 def test_an_override_must_end_after_it_begins() -> None:
     assert (
         refusal("override/perfusion", {**Override.example, "valid_until": Override.example["valid_from"]})
@@ -271,101 +266,19 @@ def test_encode_refuses_what_nobody_would_take() -> None:
         encode(long)
 
 
-# --- time and facts --------------------------------------------------------------------------------------------------
-
-instants = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
-
-
-@given(instants, instants)
-def test_wire_time_survives_days_exactly(start: datetime, at: datetime) -> None:
-    assert instant(days(at, start), start) == at
-
-
-@given(instants, st.floats(-40_000, 40_000))
-def test_days_are_stable_after_one_passage(start: datetime, day: float) -> None:
-    once = days(instant(day, start), start)
-    assert abs(once - day) < 6e-12 + 1e-15 * abs(day)
-    assert days(instant(once, start), start) == once
-
-
-@given(instants)
-def test_time_text_round_trip(at: datetime) -> None:
-    assert parse_time(time_text(at)) == at
-
-
-def test_other_zones_mean_the_same_instant() -> None:
-    at = parse_time("2026-11-21T08:00:00.5+02:00")
-    assert at == datetime(2026, 11, 21, 6, 0, 0, 500_000, tzinfo=UTC)
-    assert at.tzinfo is UTC
-    assert time_text(datetime(2026, 11, 21, 8, tzinfo=timezone(timedelta(hours=2)))) == "2026-11-21T06:00:00Z"
-
-
-def test_quarter_days_are_exact() -> None:
-    assert [days(START + timedelta(hours=6 * k), START) for k in range(60)] == [k / 4 for k in range(60)]
-
-
-@pytest.mark.parametrize("day", [float("nan"), float("inf"), -float("inf"), 1e9])
-def test_no_wire_time_for_an_absurd_day(day: float) -> None:
-    with pytest.raises(ValueError, match="no day of a batch"):
-        instant(day, START)
-
-
-@given(st.sampled_from(sorted(CHANNELS)), st.floats(0, 1), st.integers(0, 2_400_000), st.floats(1e-3, 1.0))
-def test_a_reading_survives_the_wire_as_the_same_fact(channel: str, where: float, seconds: int, sd: float) -> None:
-    low, high = CHANNELS[channel].low, CHANNELS[channel].high
-    fact = Measurement("id-1", channel, low + where * (high - low), seconds / 86400, 40.0, sd, 3)
-    sent = decode(f"measurement/{channel}", encode(measurement_message(fact, batch="B", start=START, seq=1, epoch=1)))
-    assert isinstance(sent, MeasurementMessage)
-    again = measurement_fact(sent, START, 40.0)
-    assert again == fact
-
-
-def test_units_are_converted_once_with_their_spread() -> None:
-    message = decode("measurement/glucose", json.dumps(reading(value=1.80156, unit="g/L", sd=0.180156)).encode())
-    assert isinstance(message, MeasurementMessage)
-    fact = measurement_fact(message, START, 21.0)
-    assert (fact.value, fact.sd) == (pytest.approx(10.0), pytest.approx(1.0))
-
-
-def test_a_correction_takes_the_name_of_what_it_corrects() -> None:
-    message = decode(
-        "measurement/glucose", json.dumps(reading(id="fix-1", supersedes="analyser-0041", version=2)).encode()
-    )
-    assert isinstance(message, MeasurementMessage)
-    fact = measurement_fact(message, START, 21.0)
-    assert (fact.id, fact.version) == ("analyser-0041", 2)
-
-
-def test_a_value_that_its_sender_calls_bad_is_no_fact() -> None:
-    message = decode("measurement/glucose", json.dumps(reading(quality="bad")).encode())
-    assert isinstance(message, MeasurementMessage)
-    with pytest.raises(Rejected) as refused:
-        measurement_fact(message, START, 21.0)
-    assert refused.value.reason == "bad_quality"
-
-
-def test_a_read_back_survives_the_wire_as_the_same_fact() -> None:
-    fact = ControlApplied("perfusion-2-9", 3.25, "perfusion", 0.75, "c1")
-    sent = decode("actuator/perfusion", encode(control_message(fact, batch="B", start=START, seq=9, epoch=2)))
-    assert isinstance(sent, ReadBack)
-    assert control_fact(sent, START, 1.0) == fact
-
-
-def test_pump_rates_in_volume_per_time_use_the_volume() -> None:
-    sent = decode("actuator/perfusion", json.dumps({**ReadBack.example, "rate": 41.6667, "unit": "mL/h"}).encode())
-    assert isinstance(sent, ReadBack)
-    assert control_fact(sent, START, 2.0).rate == pytest.approx(0.5, rel=1e-5)
-    assert refusal("actuator/perfusion", {**ReadBack.example, "unit": "mL"}) == "bad_unit"
-    assert refusal("actuator/perfusion", {**ReadBack.example, "rate": -0.1}) == "bad_value"
-
-
-@pytest.mark.parametrize("cls", [Calibration, MediumChange, OperatorAction], ids=lambda c: c.__name__)
-def test_an_event_survives_the_wire(cls: type[EventMessage]) -> None:
-    message = decode(cls.example_topic, json.dumps(cls.example).encode())
-    assert isinstance(message, cls)
-    fact = event_fact(message, START)
-    assert fact.kind == cls.kind
-    assert event_message(fact, batch=message.batch, start=START, seq=message.seq, epoch=message.epoch) == message
+def test_a_question_asked_the_v5_way_names_its_way_back_in_the_payload() -> None:
+    topic = "celltwin/v1/siteA/unit1/reply/panel"
+    said = json.loads(addressed(b"{}", topic, b"q-7"))
+    assert said == {"reply_to": topic, "correlation": "q-7"}
+    own = {"reply_to": "celltwin/v1/siteA/unit1/reply/other", "correlation": "mine", "hours": 6}
+    assert json.loads(addressed(json.dumps(own).encode(), topic, b"q-7")) == own
+    for raw in (b"", b"\x00\xff", b"x" * 100):  # no identifier: a stable one is made of it
+        named = json.loads(addressed(b"{}", topic, raw))["correlation"]
+        assert is_id(named)
+        assert json.loads(addressed(b"{}", topic, raw))["correlation"] == named
+    assert len({addressed(b"{}", topic, raw) for raw in (b"", b"\x00", b"a b")}) == 3
+    for broken in (b"{", b"[]", b"\xff", b'{"a": NaN}', b'{"a": "\\ud800"}'):
+        assert addressed(broken, topic, b"q") == broken
 
 
 def test_many_keys_are_looked_through_once() -> None:

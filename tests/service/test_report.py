@@ -209,7 +209,7 @@ def test_estimates_are_drawn_where_the_data_are(data: ReportData) -> None:
     np.testing.assert_array_equal(lines["truth (simulated)"].get_ydata(), data.truth["glucose"].value)
     s = data.samples["glucose"]
     np.testing.assert_array_equal(lines["samples"].get_xdata(), s.t[s.used])
-    np.testing.assert_array_equal(lines["samples refused by the gate"].get_ydata(), s.value[~s.used])
+    np.testing.assert_array_equal(lines["samples retracted or refused"].get_ydata(), s.value[~s.used])
 
 
 def test_a_rate_holds_until_the_next_read_back(data: ReportData) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,44 @@ def story() -> Sequence[Message]:
     said.append(reading("glucose", float(x.glucose) * 1.01, "mM", DAYS, version=2))
     said.append(BatchEnd(id="B1-end", batch="B1", at=at(DAYS), outcome="completed", seq=next(seq), epoch=1))
     return said
+
+
+def told(*sent: MeasurementMessage) -> ReportData:
+    """The report of a batch's start and some readings, as a journal holds them."""
+    start = story()[0]
+    rows = [
+        Row(n, START, "received", f"{ROOT}/{m.suffix}", encode(m), "", "")
+        for n, m in enumerate((start, *sent), start=1)
+    ]
+    return collect(rows, "B1")
+
+
+def lactate(name: str, value: float, version: int = 1, **more: str) -> MeasurementMessage:
+    content = {
+        **MeasurementMessage.example,
+        "id": name,
+        "batch": "B1",
+        "channel": "lactate",
+        "value": value,
+        "unit": "mM",
+    }
+    return MeasurementMessage.model_validate_json(
+        json.dumps({**content, "sampled_at": "2026-11-03T06:00:00Z", "version": version, **more})
+    )
+
+
+def test_a_chain_of_corrections_is_one_sample_whatever_its_order() -> None:
+    chain = (lactate("A", 2.0), lactate("B", 2.2, 2, supersedes="A"), lactate("C", 2.4, 3, supersedes="B"))
+    for order in permutations(chain):
+        samples = told(*order).samples["lactate"]
+        assert (samples.value.tolist(), samples.used.tolist()) == ([2.4], [True])
+
+
+def test_a_retracted_value_is_shown_as_not_taken_in() -> None:
+    data = told(lactate("A", 9.0), lactate("B", 2.0), lactate("A", 9.0, 2, quality="bad"))
+    samples = data.samples["lactate"]
+    assert (samples.value.tolist(), samples.used.tolist()) == ([2.0, 9.0], [True, False])
+    assert told(lactate("A", 9.0, quality="bad")).samples["lactate"].used.tolist() == [False]
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,19 @@ its medians were chosen after looking at the very records, as those of `cho` wer
 The parameters are static coordinates of the filter, so its final belief about them is their posterior for that batch; the
 population mean and covariance then follow by expectation-maximisation (Dempster 1977) with a conjugate pull towards the
 preset. Sensor noise is matched to the innovations (covariance matching, Mehra 1972) and the process noise of the cell
-density is chosen by innovation likelihood.
+density is chosen by innovation likelihood. What the training batches share beyond the balances enters as a discrepancy by
+day: `twin.backtest.calendar`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from twin.backtest.calendar import Calendar, Calendars, corrected, fitted
 from twin.batch import Batch, apply, assimilate, start
 from twin.bioreactor import Kinetics
 from twin.donors.prior import DonorPrior, preset_prior
@@ -35,7 +37,7 @@ LARGEST_SD = 0.6  # of ln: wider priors break the unscented transform
 OVERSTEP = 1.5  # over-relaxed mean update; EM alone creeps
 COUNTING = ((0.10, 0.0), (0.06, 0.06), (0.04, 0.12))  # candidates for the noise of a count: see `Counting`
 NOISE_LEVELS = (0.06, 0.10, 0.15, 0.22, 0.30)  # candidates for the process noise of ln viable density [1/sqrt(d)]
-ITERATIONS = 7
+ITERATIONS = 7  # the calendar is fitted after every one but the first
 FEED_NOISE = 0.2  # process noise of ln glucose, lactate, glutamine [1/sqrt(d)]: nobody recorded what the feeds held
 COUNTED = frozenset({"viable_density", "total_density"})  # noise known from replicates and Poisson counts: not matched
 CLIP_NIS = 36.0  # one wild reading does not decide a likelihood
@@ -71,37 +73,46 @@ class Learnt:
     prior: DonorPrior
     counting: Counting
     log_likelihood: float  # of the training innovations, at the last iteration
+    calendar: Calendars = field(default_factory=dict[str, Calendar])  # what the training groups share by day
 
 
 def effective(process: Process, channels: Iterable[str]) -> tuple[Process, tuple[str, ...]]:
     """The process with the growth limits that this record can teach, and the parameters to learn.
 
     Fed-batch records name neither feed composition nor by-products in full, so inhibition by lactate, ammonia and pH is
-    switched off and the growth stop is carried by `PD_max`. A metabolite that is measured follows the cells but does not
-    limit them; glucose or glutamine that is not measured is not consumed, except that an unmeasured glutamine stands for
-    whichever nutrient runs out first, with `a_Q` learnt.
+    switched off. The growth stop is carried by `PD_max` alone: a nutrient that nobody measured would be a second stop that
+    counts cannot tell from the first. A metabolite that is measured follows the cells but does not limit them; glucose or
+    glutamine that is not measured is not consumed.
     """
     measured = set(channels)
     cell: Kinetics = process.theta.cell._replace(K_L=HUGE, K_A=HUGE, K_DL=HUGE, K_DA=HUGE, w_pH=HUGE, k_dS=0.0)
-    names = [*GROWTH, "a_Q"]
+    names = [*GROWTH]
     if measured & {"glucose", "lactate"}:
-        names += ["a_G", "Y_LG"] if "lactate" in measured else ["a_G"]
+        names += ["a_G", "m_G", "Y_LG"] if "lactate" in measured else ["a_G", "m_G"]
     else:
         cell = cell._replace(a_G=NEGLIGIBLE, m_G=NEGLIGIBLE)
     if "glutamine" in measured:
+        names += ["a_Q"]
         cell = cell._replace(K_Q=NEGLIGIBLE)
     else:
-        cell = cell._replace(m_Q=NEGLIGIBLE, k_Q=NEGLIGIBLE, Y_AQ=NEGLIGIBLE)
+        cell = cell._replace(a_Q=NEGLIGIBLE, m_Q=NEGLIGIBLE, k_Q=NEGLIGIBLE, Y_AQ=NEGLIGIBLE)
     noise = process.noise._replace(glucose=FEED_NOISE, lactate=FEED_NOISE, glutamine=FEED_NOISE)
     return replace(process, theta=process.theta._replace(cell=cell), noise=noise), tuple(names)
 
 
-def run(process: Process, prior: DonorPrior, record: RecordedBatch, filter_name: str = "ukf") -> Batch:
-    """The twin's batch after everything in the record."""
-    batch = start(record.id, process, prior, filter_name)
+def begun(learnt: Learnt, record: RecordedBatch, filter_name: str = "ukf") -> Batch:
+    """The twin's batch before its first reading: what was learnt, and what the record says the pumps did."""
+    batch = start(record.id, learnt.process, learnt.prior, filter_name)
+    batch = replace(batch, filter=corrected(batch.filter, learnt.calendar))
     for action in record.actions:
         batch = apply(batch, action)
-    for m in record.final:
+    return batch
+
+
+def run(learnt: Learnt, record: RecordedBatch, filter_name: str = "ukf") -> Batch:
+    """The twin's batch after everything in the record."""
+    batch = begun(learnt, record, filter_name)
+    for m in learnt.counting.applied(record).final:
         batch = assimilate(batch, m)
     return batch
 
@@ -176,22 +187,26 @@ def learn(
     centre = preset_prior(process, names)
     mean, cov, likelihood = centre.mean.copy(), centre.cov.copy(), -np.inf
     where = slice(N_STATE, N_STATE + len(names))
+    calendar: Calendars = {}
+    groups = [r.group for r in training]
 
     def passed(trial: Process, noise: Counting) -> tuple[list[Batch], list[Innovation]]:
-        prior = DonorPrior(names, mean, cov)
-        batches = [run(trial, prior, noise.applied(record), filter_name) for record in training]
+        now = Learnt(trial, DonorPrior(names, mean, cov), noise, likelihood, calendar)
+        batches = [run(now, record, filter_name) for record in training]
         tick()
         return batches, [i for b in batches for i in b.innovations]
 
     counting = Counting(*COUNTING[0])
     for iteration in range(ITERATIONS):
-        if iteration == ITERATIONS // 2:
+        if iteration in choosing():
             counting = max((Counting(*c) for c in COUNTING), key=lambda c: log_likelihood(passed(process, c)[1]))
             trials = [replace(process, noise=process.noise._replace(viable=q)) for q in NOISE_LEVELS]
             process = max(trials, key=lambda trial: log_likelihood(passed(trial, counting)[1]))
         batches, innovations = passed(process, counting)
         likelihood = log_likelihood(innovations)
         process = matched(process, default, innovations)
+        if iteration:
+            calendar = fitted(batches, groups, calendar)
         means = np.array([b.belief.mean[where] for b in batches])
         within = np.sum([b.belief.cov[where, where] for b in batches], axis=0)
         centred = (PRESET_WEIGHT * centre.mean + means.sum(axis=0)) / (PRESET_WEIGHT + len(means))
@@ -203,9 +218,14 @@ def learn(
     provenance: Mapping[str, str] = {
         "basis": f"empirical Bayes over {len(training)} batches: {', '.join(b.id for b in training)}"
     }
-    return Learnt(process, DonorPrior(names, mean, cov, provenance), counting, likelihood)
+    return Learnt(process, DonorPrior(names, mean, cov, provenance), counting, likelihood, calendar)
+
+
+def choosing() -> frozenset[int]:
+    """Iterations at which the noise is chosen: half-way, and again when prior and calendar have settled."""
+    return frozenset({ITERATIONS // 2, max(ITERATIONS - 2, 0)})
 
 
 def passes() -> int:
     """How often `learn` goes over the training batches."""
-    return ITERATIONS + len(COUNTING) + len(NOISE_LEVELS)
+    return ITERATIONS + len(choosing()) * (len(COUNTING) + len(NOISE_LEVELS))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import norm
 
-from twin.backtest.learn import Counting, Learnt, effective, learn, passes
+from twin.backtest.learn import Counting, Learnt, begun, effective, learn, passes
 from twin.backtest.steps import Step, expected_increment, mean_increments, on_scale, rmse, scored_channels, steps
-from twin.batch import Batch, apply, assimilate, believe_at, start
+from twin.batch import Batch, assimilate, believe_at
 from twin.donors.prior import DonorPrior
 from twin.estimation.belief import Z90, Belief
 from twin.process import Process
@@ -22,7 +22,6 @@ HORIZON_DAYS = (3.0, 6.0, 9.0)
 """Days from which the rest of a batch is forecast: from the last visit before the day plus HORIZON_SLACK."""
 HORIZON_SLACK = 0.5  # d
 AHEAD = ((0.5, 1.5), (1.5, 3.5), (3.5, 6.5), (6.5, 30.0))  # [d]
-CALENDAR_WEIGHT = 2.0
 
 
 class BacktestError(ValueError):
@@ -38,9 +37,7 @@ class Prediction(NamedTuple):
     persistence: float  # what the baselines predicted
     group_mean: float
     since: float  # newest evidence it rests on [d]
-    calendar: float = (
-        0.0  # what the twin missed in this step of the training batches, shrunk; added for the hybrid only
-    )
+    balances: float = float("nan")  # what the twin would have predicted without its calendar
 
     @property
     def error(self) -> float:
@@ -70,7 +67,7 @@ class ChannelScore:
     persistence: float
     group_mean: float
     crps: float
-    hybrid: float  # error of the twin plus its mean residual in the same step of the other groups
+    balances: float  # RMSE of the twin without its calendar: what the balances alone predict
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +105,8 @@ def backtest(
 ) -> Backtest:
     """Leave one group out, for every group. `tick` is told how much of the work is done.
 
-    With `prior` nothing is learnt: `process` and the prior are used as they are, and only the baselines and the residual
-    of the hybrid come from the other groups.
+    With `prior` nothing is learnt: `process` and the prior are used as they are, without a calendar, and only the
+    baselines come from the other groups.
     Raises BacktestError for fewer than two groups or for no channel with two visits.
     """
     groups = sorted({r.group for r in records})
@@ -119,7 +116,7 @@ def backtest(
     if "viable_density" not in channels:
         raise BacktestError("no batch has two visits with viable_density, or the process has no sensor for it")
     prepared, names = effective(process, channels)
-    done, total = 0, len(groups) * (2 if prior else passes() + 2)
+    done, total = 0, len(groups) * (1 if prior else passes() + 1)
     predictions: list[Prediction] = []
     ahead: list[Prediction] = []
     priors: dict[str, DonorPrior] = {}
@@ -138,12 +135,10 @@ def backtest(
         )
         priors[group] = learnt.prior
         means = {c: mean_increments(s for r in training for s in steps(r, c)) for c in channels}
-        walks = [_walk(r, learnt, means, filter_name)[0] for r in training]
-        progress()
-        residual = _calendar([p for walked in walks for p in walked])
         for record in (r for r in records if r.group == group):
             one, far = _walk(record, learnt, means, filter_name)
-            predictions += [p._replace(calendar=residual.get((p.step.channel, p.step.number), 0.0)) for p in one]
+            plain, _ = _walk(record, replace(learnt, calendar={}), means, filter_name)
+            predictions += [p._replace(balances=q.mean) for p, q in zip(one, plain, strict=True)]
             ahead += far
         progress()
     density = [p for p in predictions if p.step.channel == "viable_density"]
@@ -157,21 +152,11 @@ def backtest(
     )
 
 
-def _calendar(training: Sequence[Prediction]) -> dict[tuple[str, int], float]:
-    """Mean error by channel and step, shrunk as if `CALENDAR_WEIGHT` more batches had shown none."""
-    errors: dict[tuple[str, int], list[float]] = {}
-    for p in training:
-        errors.setdefault((p.step.channel, p.step.number), []).append(p.error)
-    return {key: float(np.sum(values) / (len(values) + CALENDAR_WEIGHT)) for key, values in errors.items()}
-
-
 def _walk(
     record: RecordedBatch, learnt: Learnt, means: Mapping[str, Mapping[int, float]], filter_name: str
 ) -> tuple[list[Prediction], list[Prediction]]:
     """Through a batch visit by visit, predict, then look: predictions of the next visit, and of all later ones."""
-    batch = start(record.id, learnt.process, learnt.prior, filter_name)
-    for action in record.actions:
-        batch = apply(batch, action)
+    batch = begun(learnt, record, filter_name)
     noted = learnt.counting.applied(record)
     wanted = {(s.channel, s.end): s for c in means for s in steps(record, c)}
     density = steps(record, "viable_density")
@@ -231,7 +216,7 @@ def _score(channel: str, predictions: Sequence[Prediction]) -> ChannelScore | No
         channel, "ln" if CHANNELS[channel].scale == "log" else "linear", len(predictions),
         rmse(p.error for p in predictions), float(np.mean([p.covered for p in predictions])),
         rmse(p.step.after - p.persistence for p in predictions), rmse(p.step.after - p.group_mean for p in predictions),
-        float(np.mean([p.crps for p in predictions])), rmse(p.error - p.calendar for p in predictions),
+        float(np.mean([p.crps for p in predictions])), rmse(p.step.after - p.balances for p in predictions),
     )  # fmt: skip
 
 

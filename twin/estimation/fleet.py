@@ -29,18 +29,16 @@ from twin.bioreactor import (
     Theta,
     Vessel,
     from_coordinates,
-    physiology,
     to_coordinates,
 )
 from twin.estimation.belief import N_STATE, Belief, Layout
 from twin.estimation.filters import root
 from twin.estimation.model import BioreactorModel, initial_belief, make_layout
-from twin.inputs import Drive
+from twin.inputs import IDLE, Drive
 from twin.integrate import FLOOR, rk4, substeps
 from twin.native.columns import Columns
 from twin.process import Process
-from twin.sensors import CHANNELS, compared
-from twin.transition import N_CELL, N_VESSEL, flat, step_function
+from twin.transition import N_CELL, N_THETA, N_VESSEL, flat, step_function
 
 SPREAD = float(np.sqrt(3.0))  # of the sigma points, as in `twin.estimation.filters.ukf`
 COLUMNS = 2048
@@ -105,17 +103,20 @@ class Fleet:
         if not processes:
             raise ValueError("a fleet of one reactor or more is expected, got none")
         self.processes, self.layout = tuple(processes), layout
-        self.errors = _errors(processes[0], layout)
-        theta: dict[int, np.ndarray] = {}
-        noise: dict[int, np.ndarray] = {}
-        for process in {id(p): p for p in self.processes}.values():
-            if make_layout(process, layout.parameters) != layout or _errors(process, layout) != self.errors:
+        kinds = {id(p): p for p in self.processes}
+        for process in kinds.values():
+            if make_layout(process, layout.parameters) != layout:
                 raise ValueError(f"process {process.name!r}: its sensors have other errors than {list(layout.errors)}")
-            theta[id(process)] = flat(process.theta)
-            anywhere = initial_belief(process, layout, np.zeros(len(layout.parameters)), np.eye(len(layout.parameters)))
-            noise[id(process)] = BioreactorModel(process, layout).process_noise(anywhere, 1.0)
-        self.theta = np.array([theta[id(p)] for p in self.processes]).T.copy()  # [p, R]
-        self.noise = np.array([noise[id(p)] for p in self.processes])  # [R, n, n] per day
+        models = {key: BioreactorModel(p, layout) for key, p in kinds.items()}
+        members = np.array([id(p) for p in self.processes])
+        self.kinds = [(model, np.flatnonzero(members == key)) for key, model in models.items()]
+        self.theta = np.empty((N_THETA, len(self.processes)))
+        self.noise = np.empty((len(self.processes), layout.size, layout.size))  # per day
+        parameters = np.zeros(len(layout.parameters))
+        for model, rows in self.kinds:
+            anywhere = initial_belief(model.process, layout, parameters, np.diag(parameters))
+            self.theta[:, rows] = flat(model.process.theta)[:, None]
+            self.noise[rows] = model.process_noise(anywhere, 1.0)
         self.learnt = [Kinetics._fields.index(name) for name in layout.parameters]
         points = MerweScaledSigmaPoints(layout.size, alpha=1.0, beta=2.0, kappa=3.0 - layout.size)
         self.weight = float(points.Wc[-1])  # of every sigma point but the central one
@@ -175,21 +176,14 @@ def look_fleet(fleet: Fleet, beliefs: Beliefs, channels: Sequence[str]) -> Outlo
         raise ValueError(f"a fleet of {len(fleet)}, {len(beliefs)} beliefs do not match")
     count, k, n = len(beliefs), len(channels), fleet.layout.size
     out = Outlooks(np.empty((count, k)), np.empty((count, k, k)), np.empty((count, n, k)))
-    diagonal = np.arange(k)
-    for rows in _blocks(np.arange(count), fleet):
-        factor, _ = _roots(beliefs.cov[rows])
-        points = _sigma_points(beliefs.mean[rows], factor)
-        _, b, w = points.shape
-        columns = points.reshape(n, -1)
-        z = np.empty((k, b * w))
-        state, theta = _physical(columns), _unflat(_theta(fleet, rows, points))
-        phys = physiology(state, theta)
-        for row, channel in enumerate(channels):
-            error = columns[fleet.errors[channel]] if channel in fleet.errors else 0.0
-            z[row] = compared(channel, CHANNELS[channel].observe(state, phys, error))
-        out.mean[rows], out.cov[rows], paired = _moments(fleet, z.reshape(k, b, w).transpose(1, 0, 2))
-        out.cross[rows] = factor @ paired.transpose(0, 2, 1)
-    out.cov[:, diagonal, diagonal] = np.maximum(out.cov[:, diagonal, diagonal], 0.0)
+    for model, members in fleet.kinds:
+        drive = Drive(IDLE, model.process.theta.medium)  # no sensor reads the pumps or the medium that is fed
+        for rows in _blocks(members, fleet):
+            factor, _ = _roots(beliefs.cov[rows])
+            points = _sigma_points(beliefs.mean[rows], factor)
+            z = model.observe(points.reshape(n, -1), channels, drive).reshape(k, *points.shape[1:])
+            out.mean[rows], out.cov[rows], paired = _moments(fleet, z.transpose(1, 0, 2))
+            out.cross[rows] = factor @ paired.transpose(0, 2, 1)
     return out
 
 
@@ -327,9 +321,3 @@ def _moments(fleet: Fleet, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 def _blocks(rows: np.ndarray, fleet: Fleet) -> Iterator[np.ndarray]:
     each = max(1, COLUMNS // (2 * fleet.layout.size + 1))
     return (rows[i : i + each] for i in range(0, rows.size, each))
-
-
-def _errors(process: Process, layout: Layout) -> dict[str, int]:
-    """Coordinate of each sensor's own error, by channel; channels without one are not named."""
-    own = {channel: sensor.error for channel, sensor in process.sensors.items()}
-    return {c: layout.index(e.name) for c, e in own.items() if e is not None and e.name in layout.errors}

@@ -24,6 +24,9 @@ FEWEST = 5
 APART = 3.0
 """The shadow filter may differ from the main one by so many standard deviations."""
 
+LATE = {"probe": 1.0, "laboratory": 1.5}
+"""A channel is lost after so many times its `stale_after`: laboratory results may be entered a day late."""
+
 Severity = Literal["information", "warning", "critical"]
 
 
@@ -136,8 +139,9 @@ def channel_alarms(batch: Batch, now: float) -> tuple[Alarm, ...]:
         sensor = batch.process.sensors[channel]
         if w.why:
             found.append(_alarm(w.why, channel, w.alarmed, w.detail))
-        if now - w.at > sensor.stale_after:
-            found.append(_alarm("lost", channel, w.at + sensor.stale_after, f"no reading since day {w.at:.2f}"))
+        patience = LATE[sensor.kind] * sensor.stale_after
+        if now - w.at > patience:
+            found.append(_alarm("lost", channel, w.at + patience, f"no reading since day {w.at:.2f}"))
     return tuple(found)
 
 

@@ -40,7 +40,7 @@ RETURN = {"probe": 6, "laboratory": 2}
 FIT_AGAIN = 3.0
 ALLY, WITNESS = 0.3, 0.5
 """Least correlation of two predicted readings for one channel to support, or to contradict, another."""
-SLACK, LIMIT = 0.5, 12.0
+SLACK, LIMIT = 0.5, 8.0
 """Allowance and limit of the cumulative sums, in standard deviations of an innovation."""
 LEAP = float(np.log(4.0))
 """No single method carries the state further than this (on ln): a culture does not leap, and units do slip."""

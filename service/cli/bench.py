@@ -1,0 +1,63 @@
+"""`celltwin bench NAME`: what a user would write with other libraries beside what this one does, in one run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from service.cli.console import console, emit_json, fail, progress
+
+BENCHES = ("filter",)
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help=f"Which benchmark: {', '.join(BENCHES)}.")],
+    reactors: Annotated[int, typer.Option(min=1, help="Size of the fleet.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Of donors, readings and noise.")] = 1,
+    effort: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Repetitions of every row, as a multiple of the usual.")
+    ] = 1.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Time the estimator beside its peers on one problem, and hold their answers against each other.
+
+    Exit 1: the answers of ours and of the textbook filter differ. Absolute times move with the machine: read the ratios.
+    """
+    if name not in BENCHES:
+        fail(f"bench {name!r}: no such benchmark; there is: {', '.join(BENCHES)}")
+    from service.bench.filters import ROUNDS, measure
+
+    with progress(f"bench {name}", 2.0 * ROUNDS) as advance:
+        result = measure(seed, reactors, effort, advance)
+    if json:
+        emit_json(result)
+    else:
+        _tell(result)
+    if not all(o["met"] for o in result["owed"] if "[sd]" in o["claim"]):
+        raise SystemExit(1)
+
+
+def _tell(result: dict[str, Any]) -> None:
+    for group in dict.fromkeys(row["group"] for row in result["rows"]):
+        table = Table(title=group, title_justify="left")
+        table.add_column("implementation")
+        for column in ("median ms", "p95 ms", "ratio", "agreement [sd]"):
+            table.add_column(column, justify="right")
+        for row in (r for r in result["rows"] if r["group"] == group):
+            if row["median_ms"] is None:
+                table.add_row(row["name"], f"skipped: {row['skipped']}")
+                continue
+            apart = row["agreement"]
+            table.add_row(
+                row["name"], f"{row['median_ms']:.3g}", f"{row['p95_ms']:.3g}", f"{row['ratio']:.3g}",
+                "" if apart is None else f"{apart:.1e}",
+            )  # fmt: skip
+        console.print(table)
+    for owed in result["owed"]:
+        console.print(
+            f"{'met ' if owed['met'] else 'MISSED'} {owed['claim']} {owed['limit']:g}: {owed['measured']:.3g}"
+        )
+    told = ", ".join(f"{k} {v}" for k, v in result["machine"].items() if v is not None)
+    console.print(f"{told}; {result['problem']['coordinates']} coordinates", soft_wrap=True, markup=False)
