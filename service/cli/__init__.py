@@ -32,6 +32,7 @@ VERBS = {
     "tune": "Tune process and measurement noise on recorded batches by innovation likelihood.",
     "condition": "Condition the prior on one batch's data: posterior, forecast, P(pass).",
     "backtest": "Score forecasts on measured batches against persistence and the group mean.",
+    "study": "Measure what is claimed of the estimator: calibration, faults, robustness, fusion, forecasts.",
     "replay": "Recompute every estimate and decision of a batch from its journal and compare.",
     "verify": "Check the hash chain of a journal.",
     "bench": "Time the estimator beside other libraries on one problem.",

@@ -54,7 +54,7 @@ def live(
 
 def true_at(recording: Recording, name: str, t: float | np.ndarray) -> np.ndarray:
     """The true course of a quantity, between ticks on a straight line."""
-    return np.interp(t, recording.truth["time"], recording.truth[name])
+    return np.asarray(np.interp(t, recording.truth["time"], recording.truth[name]))
 
 
 def within(marginal: Marginal, value: float) -> bool:

@@ -1,0 +1,214 @@
+"""Pumps that do not deliver what they report, wrong bags, and cells that change: told apart by mass balance?
+
+On the mismatched plant. A donor's healthy batch is lived through once; every fault begins from the twin's batch at its
+onset and is followed `AFTER` days, the twin diagnosing every `EVERY`. The first alarm decides what was found. The healthy
+batches give the false alarms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simulators.donors import VirtualDonor, virtual_donor
+from simulators.faults import Fault
+from simulators.recording import Recording, record
+from simulators.study.base import Figure, Row, Study, Table
+from simulators.study.tracking import Moment, live, true_at, within
+from twin.batch import start
+from twin.config import load_config
+from twin.donors.prior import DonorPrior, preset_prior
+from twin.estimation.diagnosis import Diagnosis, diagnose, pump_alarms
+from twin.evidence import Fact, Measurement
+from twin.history import Batch
+
+RECIPES = ("cspr_100", "density_steps")
+ONSETS = (3.0, 7.0, 11.0)
+PUMPS = ("perfusion", "cytokine_dose")
+MODES = ("clog", "gain", "stuck_on", "wrong_bag")
+SHIFTS: Mapping[str, tuple[float, float, float]] = {
+    "growth x0.5": (0.5, 1.0, 1.0), "uptake x1.5": (1.0, 1.5, 1.0), "death x6": (1.0, 1.0, 6.0),
+}  # fmt: skip
+"""Steps of growth, uptake and death of a donor's cells."""
+AFTER = 4.0
+EVERY = 0.25
+HEALTHY = 14.0
+HELD = ("viable_density", "glucose")
+CODES = ("pump_clogged", "pump_gain", "wrong_medium", "biology_shifted", "nothing")
+
+
+class Job(NamedTuple):
+    """One donor under one recipe, and the onset of whatever befalls copies of its batch."""
+
+    seed: int
+    recipe: str
+    onset: float
+    process: str
+    prior: DonorPrior | None
+
+
+def jobs(batches: int, first: int, process: str, prior: DonorPrior | None) -> Sequence[Job]:
+    """Donors in turn under either recipe, with every onset."""
+    return [
+        Job(first + k, RECIPES[k % 2], ONSETS[(k // 2) % len(ONSETS)], process, prior) for k in range(batches)
+    ]
+
+
+def shifted(donor: VirtualDonor, onset: float, factors: tuple[float, float, float]) -> VirtualDonor:
+    """The donor whose cells behave otherwise from the day of `onset` on."""
+    days = tuple(
+        type(d)(*(a * f for a, f in zip(d, factors, strict=True))) if n >= round(onset) else d
+        for n, d in enumerate(donor.days)
+    )
+    return replace(donor, days=days)
+
+
+def run(job: Job) -> Row:
+    """The healthy batch of one donor and everything that befalls it."""
+    process = load_config(job.process)
+    prior = job.prior or preset_prior(process)
+    donor = virtual_donor(process, job.seed)
+    healthy = record(process, donor, seed=job.seed, recipe=job.recipe, days=HEALTHY)
+    at_onset, false = _healthy(healthy, start("study", healthy.process, prior), job.onset)
+    cells = [
+        _cell(job, at_onset, f"{pump} {mode}", donor, (Fault(f"pump:{pump}", mode, job.onset),))
+        for pump in PUMPS
+        for mode in MODES
+    ]
+    cells += [_cell(job, at_onset, name, shifted(donor, job.onset, f), ()) for name, f in SHIFTS.items()]
+    return {"seed": job.seed, "recipe": job.recipe, "onset": job.onset, "healthy": false, "cells": cells}
+
+
+def _healthy(recording: Recording, batch: Batch, onset: float) -> tuple[Batch, dict[str, Any]]:
+    """The batch at `onset`, and what was announced although nothing was wrong."""
+    raised: list[tuple[str, str, float]] = []
+    standing: Diagnosis | None = None
+    before: set[str] = set()
+    at_onset, most = batch, dict.fromkeys(CODES, 0.0)
+    for moment in live(recording, batch, every=EVERY):
+        if moment.at > HEALTHY + 1e-6:
+            break
+        if abs(moment.at - onset) < 1e-6:
+            at_onset = moment.batch
+        diagnosis, codes = _diagnosed(moment, standing)
+        raised += [(code, target, moment.at) for code, target in codes if code not in before]
+        before = {code for code, _ in codes}
+        standing = diagnosis if codes else None
+    return at_onset, {"days": HEALTHY, "raised": raised, "most": most}
+
+
+def _diagnosed(moment: Moment, standing: Diagnosis | None) -> tuple[Diagnosis | None, list[tuple[str, str]]]:
+    if moment.at < 1.0:
+        return None, []
+    diagnosis = diagnose(moment.batch, moment.at, standing)
+    return diagnosis, [(a.code, a.channel) for a in pump_alarms(diagnosis)]
+
+
+def _cell(job: Job, batch: Batch, name: str, donor: VirtualDonor, faults: tuple[Fault, ...]) -> dict[str, Any]:
+    """One fault lived through from its onset on."""
+    process, until = load_config(job.process), job.onset + AFTER
+    recording = record(process, donor, seed=job.seed, recipe=job.recipe, days=until, faults=faults)
+    found, code, said, ranked = None, "nothing", (np.nan, np.nan), ()
+    held: dict[str, list[bool]] = {q: [] for q in HELD}
+    for moment in _from(recording, batch, job.onset, until):
+        if found is None:
+            diagnosis, codes = _diagnosed(moment, None)
+            if codes and diagnosis is not None:
+                found, code = moment.at, codes[0][0] + (f" {codes[0][1]}" if codes[0][1] else "")
+                said = (diagnosis.best.factor, diagnosis.best.since)
+            if diagnosis is not None:
+                ranked = tuple((e.kind, e.target, e.posterior, e.factor, e.since, e.gain) for e in diagnosis.ranked[:4])
+        believed = moment.believed
+        for q in HELD:
+            held[q].append(within(believed[q], float(true_at(recording, q, moment.at))))
+    return {
+        "name": name, "code": code, "hours": None if found is None else 24.0 * (found - job.onset),
+        "factor": said[0], "late": said[1] - job.onset, "ranked": ranked,
+        **{f"held_{q}": (int(np.sum(held[q])), len(held[q])) for q in HELD},
+    }  # fmt: skip
+
+
+def _from(recording: Recording, batch: Batch, onset: float, until: float) -> Iterator[Moment]:
+    """Moments after the onset, going on from the batch as it was then."""
+
+    def new(fact: Fact) -> Fact | None:
+        known = fact.received_at if isinstance(fact, Measurement) else fact.at
+        return fact if known > onset + 1e-3 else None
+
+    for moment in live(recording, batch, EVERY, new):
+        if onset + 1e-6 < moment.at <= until + 1e-6:
+            yield moment
+
+
+def _cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [{**c, "recipe": r["recipe"], "onset": r["onset"]} for r in rows for c in r["cells"]]
+
+
+def _right(cell: Row) -> bool:
+    """Whether the alarm names the true cause: the pump in question, the bag, or the cells."""
+    name, code = str(cell["name"]), str(cell["code"])
+    if name in SHIFTS:
+        return code.startswith("biology_shifted")
+    pump, mode = name.split()
+    if mode == "wrong_bag" and pump == "perfusion":
+        return code.startswith("wrong_medium")
+    return code.startswith("pump_") and code.endswith(pump)
+
+
+def _share(cells: Sequence[Row], quantity: str) -> float:
+    inside, asked = np.sum([c[f"held_{quantity}"] for c in cells], axis=0) if cells else (0, 0)
+    return float(inside / asked) if asked else float("nan")
+
+
+def figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
+    """What is owed."""
+    healthy, cells = [r["healthy"] for r in rows], _cells(rows)
+    raised = [a for h in healthy for a in h["raised"]]
+    days = float(sum(h["days"] for h in healthy))
+    note = ", ".join(f"{c} {sum(a[0] == c for a in raised)}" for c in CODES[:-1])
+    pumps = [c for c in cells if str(c["name"]).startswith("perfusion")]
+    alarmed = [c for c in cells if c["hours"] is not None]
+    return (
+        Figure("false alarms per fault-free batch-day", len(raised) / days, high=0.02, n=len(healthy), note=note),
+        Figure("perfusion faults found", float(np.mean([_right(c) for c in pumps])), n=len(pumps), note="named rightly"),
+        Figure("alarms that name the true cause", float(np.mean([_right(c) for c in alarmed])), n=len(alarmed)),
+        *(
+            Figure(f"90 % coverage of {q} during perfusion faults", _share(pumps, q), low=0.85, high=0.95, n=len(pumps))
+            for q in HELD
+        ),
+        *(Figure(f"90 % coverage of {q} during all", _share(cells, q), low=0.85, high=0.95, n=len(cells)) for q in HELD),
+    )
+
+
+def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
+    """Confusion, and by onset: named rightly, median hours to it, coverage of viable density and glucose."""
+    cells = _cells(rows)
+    names = tuple(dict.fromkeys(str(c["name"]) for c in cells))
+    codes = tuple(sorted({str(c["code"]) for c in cells}))
+    confusion: list[tuple[Any, ...]] = []
+    by_onset: list[tuple[Any, ...]] = []
+    for name in names:
+        mine = [c for c in cells if c["name"] == name]
+        confusion.append((name, *(sum(c["code"] == code for c in mine) for code in codes)))
+        line: list[Any] = [name]
+        for recipe in RECIPES:
+            for onset in ONSETS:
+                here = [c for c in mine if c["onset"] == onset and c["recipe"] == recipe]
+                hours = [c["hours"] for c in here if _right(c)]
+                line.append(
+                    f"{len(hours)}/{len(here)}"
+                    + (f" {np.median(hours):.0f}h" if hours else "")
+                    + " ".join(["", *(f"{_share(here, q):.2f}" for q in HELD)])
+                )
+        by_onset.append(tuple(line))
+    columns = tuple(f"{r} day {o:g}" for r in RECIPES for o in ONSETS)
+    return (
+        Table("what was announced first", ("truth", *codes), tuple(confusion)),
+        Table("named rightly, median hours, viable density / glucose held", ("truth", *columns), tuple(by_onset)),
+    )
+
+
+STUDY = Study("Pump faults, wrong bags and biology on the mismatched plant", 24, jobs, run, figures, tables)
