@@ -13,14 +13,15 @@ from rich.table import Table
 
 from service.cli.console import console, emit_json, fail, progress
 
-SYNTHETIC = "synthetic:"
+SYNTHETIC, RECORDED = "synthetic:", "recorded:"
 
 
 def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help="Tidy measurements (file or folder), or synthetic:SEED for 17 virtual donors of that seed."
+            help="Tidy measurements (file or folder); synthetic:SEED for 17 virtual donors of that seed; with --method em "
+            "also recorded:N for N recorded batches of virtual donors 1000, 1001, ... with all their probes."
         ),
     ],
     prior: Annotated[Path, typer.Option("-o", "--out", help="Folder to write the prior into.")],
@@ -32,12 +33,23 @@ def fit(
     cores: Annotated[int, typer.Option(min=1, help="Chains that run at once.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampler.")] = 1,
     centred: Annotated[bool, typer.Option("--centred/--non-centred", help="Parametrisation of the donors.")] = True,
+    method: Annotated[str, typer.Option(help="mcmc: the hierarchical model, sampled. em: the filter itself.")] = "mcmc",
+    base: Annotated[
+        Path | None, typer.Option("--from", help="Prior that --method em starts from. Default: the preset's spreads.")
+    ] = None,
     small: Annotated[bool, typer.Option("--small", help="Leave the whole posterior out of the artefact.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Fit the hierarchical donor model and write the prior. Exit 1 where the fit did not converge: nothing is written."""
     from twin.config import load_config
 
+    if method not in ("mcmc", "em"):
+        fail(f"--method {method}: unknown; known: mcmc, em")
+    if method == "em":
+        _em(data, prior, preset, mapping, base, cores, json)
+        return
+    if base is not None:
+        fail("--from is for --method em")
     process, batches = load_config(preset), _records(data, mapping, preset)
     from twin.donors.artefact import ArtefactError
     from twin.donors.data import FitError
@@ -69,6 +81,74 @@ def fit(
         print(f"celltwin: {data}: {problem}; no prior was written", file=sys.stderr)
         raise SystemExit(1)
     console.print(f"prior written to {prior}")
+
+
+def _em(data: str, out: Path, preset: str, mapping: str | None, base: Path | None, cores: int, as_json: bool) -> None:
+    """The population by expectation-maximisation through the filter."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    import numpy as np
+
+    from twin.config import load_config
+    from twin.donors.artefact import ArtefactError, load_prior, save_prior
+    from twin.donors.em import population
+    from twin.donors.prior import preset_prior
+
+    process = load_config(preset)
+    names, batches = _facts(data, mapping, preset)
+    begun, rounds = load_prior(base) if base else preset_prior(process), 2
+    began = time.perf_counter()
+    with (
+        progress(f"{rounds} rounds over {len(batches)} batches", rounds * len(batches)) as advance,
+        ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        try:
+            learnt, likelihoods = population(process, begun, batches, rounds, pool.map, advance)
+        except ValueError as error:
+            fail(f"{data}: {error}")
+    provenance = {
+        "command": shlex.join(["celltwin", *sys.argv[1:]]), "process": process.name, "method": "em", "donors": names,
+        "log_likelihood": list(likelihoods),
+    }  # fmt: skip
+    rng = np.random.default_rng(1)
+    try:
+        draws = rng.multivariate_normal(learnt.mean, learnt.cov, size=1000)
+        save_prior(out, learnt, draws, {"method": "em"}, provenance)
+    except ArtefactError as error:
+        fail(str(error))
+    sd = np.sqrt(np.diagonal(learnt.cov))
+    if as_json:
+        table = {n: {"mean_ln": learnt.mean[k], "sd_ln": sd[k]} for k, n in enumerate(learnt.names)}
+        emit_json({"prior": out, "donors": len(batches), "log_likelihood": likelihoods, "parameters": table})
+        return
+    shown = Table(
+        title=f"a new donor, after {len(batches)} batches ({time.perf_counter() - began:.0f} s)", title_justify="left"
+    )
+    for column in ("parameter", "preset median", "median", "sd of ln (preset)", "sd of ln"):
+        shown.add_column(column, justify="left" if column == "parameter" else "right")
+    for k, name in enumerate(learnt.names):
+        shown.add_row(
+            name, f"{getattr(process.theta.cell, name):.3g}", f"{np.exp(learnt.mean[k]):.3g}",
+            f"{process.donor_sd[name]:.2f}", f"{sd[k]:.2f}",
+        )  # fmt: skip
+    console.print(shown)
+    console.print(f"prior written to {out}")
+
+
+def _facts(data: str, mapping: str | None, preset: str) -> tuple[list[str], list[Any]]:
+    """Names and facts of every batch."""
+    if data.startswith(RECORDED):
+        from simulators import record
+        from twin.config import load_config
+
+        number = data.removeprefix(RECORDED)
+        if not number.isdigit():
+            fail(f"{data}: expected recorded: and a whole number, e.g. recorded:17")
+        process, seeds = load_config(preset), range(1000, 1000 + int(number))
+        return [f"virtual donor {s}" for s in seeds], [record(process, s, seed=s, days=14.0).facts for s in seeds]
+    found = _records(data, mapping, preset)
+    return [r.id for r in found], [(*r.actions, *r.final) for r in found]
 
 
 def _records(data: str, mapping: str | None, preset: str) -> Any:
