@@ -16,12 +16,13 @@ import numpy as np
 from simulators.faults import SENSOR_MODES, Fault
 from simulators.recording import Recording, afflict, record
 from simulators.study.base import Figure, Row, Study, Table
-from simulators.study.tracking import live, true_at, within
+from simulators.study.tracking import HOUR, live, lived, true_at, within
 from twin.batch import start
 from twin.config import load_config
 from twin.donors.prior import DonorPrior, preset_prior
 from twin.estimation.health import channel_alarms
 from twin.evidence import Measurement
+from twin.history import Batch
 
 CHANNELS = (
     "ph", "do", "capacitance", "raman_glucose", "raman_lactate", "temperature", "weight", "viable_density", "viability",
@@ -59,29 +60,31 @@ def run(job: Job) -> Row:
     prior = job.prior or preset_prior(process)
     days = max(f.onset for f in job.faults) + AFTER
     healthy = record(process, job.seed, seed=job.seed, days=days)
+    begun = start("study", process, prior)
     cells: list[dict[str, Any]] = []
-    for fault in job.faults:
-        until = fault.onset + AFTER
-        if fault.target in healthy.heeded or fault.kind != "sensor":
-            recording = record(process, job.seed, seed=job.seed, days=until, faults=(fault,))
-        else:
-            recording = afflict(healthy, (fault,))
-        cells.append(_live_through(recording, process, prior, fault, until))
+    for onset in sorted({f.onset for f in job.faults}):
+        before, told = lived(healthy, begun, onset - HOUR / 2.0)  # the same batch until the fault begins
+        for fault in (f for f in job.faults if f.onset == onset):
+            if fault.target in healthy.heeded or fault.kind != "sensor":
+                recording = record(process, job.seed, seed=job.seed, days=onset + AFTER, faults=(fault,))
+            else:
+                recording = afflict(healthy, (fault,))
+            if recording.facts[:told] != healthy.facts[:told]:
+                raise RuntimeError(f"{fault.name} changed what was told before its onset")
+            cells.append(_live_through(recording, before, told, fault))
     return {"seed": job.seed, "cells": cells, "healthy": _fault_free(healthy, process, prior, days)}
 
 
-def _live_through(recording: Recording, process: Any, prior: DonorPrior, fault: Fault, until: float) -> dict[str, Any]:
+def _live_through(recording: Recording, batch: Batch, told: int, fault: Fault) -> dict[str, Any]:
+    """From the onset for `AFTER` days, hour by hour."""
     found: float | None = None
     how, finite, slipped = "", True, 0
     held: dict[str, list[bool]] = {q: [] for q in HELD}
-    batch = start("study", process, prior)
-    for moment in live(recording, batch):
-        if moment.at > until + 1e-6:
+    for moment in live(recording, batch, told=told, after=fault.onset - HOUR):
+        if moment.at > fault.onset + AFTER + 1e-6:
             break
         batch = moment.batch
         finite = finite and batch.belief.finite
-        if moment.at < fault.onset - 1e-6:
-            continue
         if found is None:
             found, how = _noticed(moment.batch, moment.refused, fault, moment.at)
         believed = moment.believed
@@ -106,7 +109,7 @@ def _live_through(recording: Recording, process: Any, prior: DonorPrior, fault: 
     }  # fmt: skip
 
 
-def _noticed(batch: Any, refused: Any, fault: Fault, now: float) -> tuple[float | None, str]:
+def _noticed(batch: Batch, refused: Row, fault: Fault, now: float) -> tuple[float | None, str]:
     name = fault.actuator
     if refused.get(name, -1.0) >= fault.onset - 1e-6:
         return now, "refused"

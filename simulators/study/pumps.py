@@ -7,22 +7,26 @@ batches give the false alarms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from controllers.recipes import recipe_control
 from simulators.donors import VirtualDonor, virtual_donor
 from simulators.faults import Fault
-from simulators.recording import Recording, record
+from simulators.recording import Recording, afflict, record
 from simulators.study.base import Figure, Row, Study, Table
 from simulators.study.tracking import Moment, live, true_at, within
-from twin.batch import start
+from twin.batch import believe_at, latest, start
+from twin.bioreactor import Control
 from twin.config import load_config
 from twin.donors.prior import DonorPrior, preset_prior
-from twin.estimation.diagnosis import Diagnosis, diagnose, pump_alarms
-from twin.evidence import Fact, Measurement
+from twin.estimation.belief import marginals
+from twin.estimation.diagnosis import Diagnosis, Explanation, diagnose
+from twin.estimation.pumps import corrected, pump_alarms, readback_alarms
+from twin.evidence import ControlApplied, Fact, Measurement
 from twin.history import Batch
 
 RECIPES = ("cspr_100", "density_steps")
@@ -35,6 +39,9 @@ SHIFTS: Mapping[str, tuple[float, float, float]] = {
 """Steps of growth, uptake and death of a donor's cells."""
 SENSORS = ("glucose bias", "viable_density bias", "raman_glucose drift")
 """Devices that lie while pumps and cells are well: nothing that a pump or a bag should be blamed for."""
+READBACK_MODES = (
+    "off", "intermittent", "stuck", "garbage", "bias", "drift", "spike", "unit_slip", "nan", "quantised", "delayed", "slow",
+)  # fmt: skip
 AFTER = 4.0
 EVERY = 0.25
 HEALTHY = 14.0
@@ -53,8 +60,10 @@ class Job(NamedTuple):
 
 
 def jobs(batches: int, first: int, process: str, prior: DonorPrior | None) -> Sequence[Job]:
-    """Donors in turn under either recipe, with every onset."""
-    return [Job(first + k, RECIPES[k % 2], ONSETS[(k // 2) % len(ONSETS)], process, prior) for k in range(batches)]
+    """Donors in turn: pairs under each recipe with each onset. Odd donors' cytokine pumps fail, even ones' cells and sensors."""
+    return [
+        Job(first + k, RECIPES[(k // 2) % 2], ONSETS[(k // 4) % len(ONSETS)], process, prior) for k in range(batches)
+    ]
 
 
 def shifted(donor: VirtualDonor, onset: float, factors: tuple[float, float, float]) -> VirtualDonor:
@@ -80,7 +89,8 @@ def run(job: Job) -> Row:
         befallen += [(name, (), shifted(donor, job.onset, f)) for name, f in SHIFTS.items()]
         befallen += [(name, (Fault(name.split()[0], name.split()[1], job.onset),), donor) for name in SENSORS]
     cells = [_cell(job, at_onset, name, whose, faults) for name, faults, whose in befallen]
-    return {"seed": job.seed, "recipe": job.recipe, "onset": job.onset, "healthy": false, "cells": cells}
+    said = readback_cells(healthy, job.onset)
+    return {"seed": job.seed, "recipe": job.recipe, "onset": job.onset, "healthy": false, "cells": cells, "said": said}
 
 
 def _healthy(recording: Recording, batch: Batch, onset: float) -> tuple[Batch, dict[str, Any]]:
@@ -88,7 +98,7 @@ def _healthy(recording: Recording, batch: Batch, onset: float) -> tuple[Batch, d
     raised: list[tuple[str, str, float]] = []
     standing: Diagnosis | None = None
     before: set[str] = set()
-    at_onset, most = batch, dict.fromkeys(CODES, 0.0)
+    at_onset = batch
     for moment in live(recording, batch, every=EVERY):
         if moment.at > HEALTHY + 1e-6:
             break
@@ -98,7 +108,42 @@ def _healthy(recording: Recording, batch: Batch, onset: float) -> tuple[Batch, d
         raised += [(code, target, moment.at) for code, target in codes if code not in before]
         before = {code for code, _ in codes}
         standing = diagnosis if codes else None
-    return at_onset, {"days": HEALTHY, "raised": raised, "most": most}
+    return at_onset, {"days": HEALTHY, "raised": raised}
+
+
+def readback_cells(healthy: Recording, onset: float) -> list[dict[str, Any]]:
+    """What the pumps' words alone give away: every fault of a read-back (mode "": none), without and with the recipe known."""
+    cells: list[dict[str, Any]] = []
+    for mode in ("", *READBACK_MODES):
+        faults = (Fault("readback:perfusion", mode, onset),) if mode else ()
+        recording = afflict(healthy, faults) if mode else healthy
+        first: dict[bool, tuple[float, str]] = {}
+        raised: dict[bool, int] = {False: 0, True: 0}
+        standing: dict[bool, set[str]] = {False: set(), True: set()}
+        for at in np.arange(EVERY, HEALTHY if not mode else min(onset + AFTER, HEALTHY), EVERY):
+            batch = _facts_only(recording, float(at))
+            for informed in (False, True):
+                alarms = readback_alarms(batch, float(at), _recipe_of(batch) if informed else None)
+                codes = {f"{a.code} {a.channel}" for a in alarms}
+                raised[informed] += len(codes - standing[informed])
+                standing[informed] = codes
+                if mode and codes and at > onset:
+                    first.setdefault(informed, (24.0 * (float(at) - onset), alarms[0].code))
+        cells.append({"mode": mode, "found": first.get(False), "informed": first.get(True), "raised": raised})
+    return cells
+
+
+def _facts_only(recording: Recording, now: float) -> Batch:
+    """A batch that holds the facts known by `now` and has learnt nothing from them."""
+    empty = start("study", recording.process, preset_prior(recording.process))
+    applied = tuple(f for f in recording.facts if isinstance(f, ControlApplied) and f.at <= now and 0.0 <= f.rate < 1e5)
+    known = [f for f in recording.facts if isinstance(f, Measurement) and f.received_at <= now]
+    evidence = tuple(sorted(known, key=lambda m: m.sampled_at))
+    return replace(empty, applied=tuple(sorted(applied, key=lambda c: c.at)), evidence=evidence)
+
+
+def _recipe_of(batch: Batch) -> Callable[[float], Control]:
+    return lambda t: recipe_control(batch.process.recipe, t, latest(batch, t))
 
 
 def _diagnosed(moment: Moment, standing: Diagnosis | None) -> tuple[Diagnosis | None, list[tuple[str, str]]]:
@@ -112,24 +157,39 @@ def _cell(job: Job, batch: Batch, name: str, donor: VirtualDonor, faults: tuple[
     """One fault lived through from its onset on."""
     process, until = load_config(job.process), job.onset + AFTER
     recording = record(process, donor, seed=job.seed, recipe=job.recipe, days=until, faults=faults)
-    found, code, said, ranked = None, "nothing", (np.nan, np.nan), ()
+    found, code, cause, ranked = None, "nothing", None, ()
     held: dict[str, list[bool]] = {q: [] for q in HELD}
+    since: dict[str, list[bool]] = {q: [] for q in HELD}  # the alarm, as believed
+    mended: dict[str, list[bool]] = {q: [] for q in HELD}  # and by the batch corrected for what was announced
     for moment in _from(recording, batch, job.onset, until):
         if found is None:
             diagnosis, codes = _diagnosed(moment, None)
             if codes and diagnosis is not None:
-                found, code = moment.at, codes[0][0] + (f" {codes[0][1]}" if codes[0][1] else "")
-                said = (diagnosis.best.factor, diagnosis.best.since)
+                found, code, cause = moment.at, " ".join(codes[0]).strip(), diagnosis.best
             if diagnosis is not None:
                 ranked = tuple((e.kind, e.target, e.posterior, e.factor, e.since, e.gain) for e in diagnosis.ranked[:4])
         believed = moment.believed
+        truth = {q: float(true_at(recording, q, moment.at)) for q in HELD}
         for q in HELD:
-            held[q].append(within(believed[q], float(true_at(recording, q, moment.at))))
+            held[q].append(within(believed[q], truth[q]))
+        if isinstance(cause, Explanation) and abs(moment.at % (2.0 * EVERY)) < 1e-6:
+            better = corrected(moment.batch, cause)
+            right = marginals(believe_at(better, moment.at), better.layout)
+            for q in HELD:
+                since[q].append(within(believed[q], truth[q]))
+                mended[q].append(within(right[q], truth[q]))
     return {
         "name": name, "code": code, "hours": None if found is None else 24.0 * (found - job.onset),
-        "factor": said[0], "late": said[1] - job.onset, "ranked": ranked,
-        **{f"held_{q}": (int(np.sum(held[q])), len(held[q])) for q in HELD},
+        "factor": None if cause is None else cause.factor, "late": None if cause is None else cause.since - job.onset,
+        "ranked": ranked,
+        **{f"held_{q}": _count(held[q]) for q in HELD},
+        **{f"since_{q}": _count(since[q]) for q in HELD},
+        **{f"mended_{q}": _count(mended[q]) for q in HELD},
     }  # fmt: skip
+
+
+def _count(hits: list[bool]) -> tuple[int, int]:
+    return int(np.sum(hits)), len(hits)
 
 
 def _from(recording: Recording, batch: Batch, onset: float, until: float) -> Iterator[Moment]:
@@ -161,8 +221,8 @@ def _right(cell: Row) -> bool:
     return code.startswith("pump_") and code.endswith(pump)
 
 
-def _share(cells: Sequence[Row], quantity: str) -> float:
-    inside, asked = np.sum([c[f"held_{quantity}"] for c in cells], axis=0) if cells else (0, 0)
+def _share(cells: Sequence[Row], quantity: str, which: str = "held") -> float:
+    inside, asked = np.sum([c[f"{which}_{quantity}"] for c in cells], axis=0) if cells else (0, 0)
     return float(inside / asked) if asked else float("nan")
 
 
@@ -171,11 +231,22 @@ def figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
     healthy, cells = [r["healthy"] for r in rows], _cells(rows)
     raised = [a for h in healthy for a in h["raised"]]
     days = float(sum(h["days"] for h in healthy))
+    spoken = [c["raised"] for r in rows for c in r["said"] if not c["mode"]]
     note = ", ".join(f"{c} {sum(a[0] == c for a in raised)}" for c in CODES[:-1])
     pumps = [c for c in cells if str(c["name"]).startswith("perfusion")]
+    named = [c for c in pumps if _right(c)]
     alarmed = [c for c in cells if c["hours"] is not None]
     return (
         Figure("false alarms per fault-free batch-day", len(raised) / days, high=0.02, n=len(healthy), note=note),
+        *(
+            Figure(
+                f"false read-back alarms per batch-day, {how}",
+                sum(c[k] for c in spoken) / days,
+                high=0.02,
+                n=len(spoken),
+            )
+            for k, how in ((False, "alone"), (True, "with the recipe"))
+        ),
         Figure(
             "perfusion faults found", float(np.mean([_right(c) for c in pumps])), n=len(pumps), note="named rightly"
         ),
@@ -185,8 +256,9 @@ def figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
             for q in HELD
         ),
         *(
-            Figure(f"90 % coverage of {q} during all", _share(cells, q), low=0.85, high=0.95, n=len(cells))
+            Figure(f"90 % coverage of {q} after the alarm, {how}", _share(named, q, which), n=len(named))
             for q in HELD
+            for which, how in (("since", "as believed"), ("mended", "batch corrected"))
         ),
     )
 
@@ -212,10 +284,20 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
                     + " ".join(["", *(f"{_share(here, q):.2f}" for q in HELD)])
                 )
         by_onset.append(tuple(line))
+    words: list[tuple[Any, ...]] = []
+    for mode in READBACK_MODES:
+        mine = [c for r in rows for c in r["said"] if c["mode"] == mode]
+        line = [mode]
+        for key in ("found", "informed"):
+            hits = [c[key] for c in mine if c[key] is not None]
+            hours = f" {np.median([h[0] for h in hits]):.0f}h {', '.join(sorted({h[1] for h in hits}))}" if hits else ""
+            line.append(f"{len(hits)}/{len(mine)}{hours}")
+        words.append(tuple(line))
     columns = tuple(f"{r} day {o:g}" for r in RECIPES for o in ONSETS)
     return (
         Table("what was announced first", ("truth", *codes), tuple(confusion)),
         Table("named rightly, median hours, viable density / glucose held", ("truth", *columns), tuple(by_onset)),
+        Table("read-back faults found by what the pump says", ("mode", "alone", "with the recipe"), tuple(words)),
     )
 
 

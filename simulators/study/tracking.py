@@ -30,17 +30,41 @@ class Moment(NamedTuple):
         return marginals(believe_at(self.batch, self.at), self.batch.layout)
 
 
+def known_at(fact: Fact) -> float:
+    """When the twin hears of a fact [d]."""
+    return fact.received_at if isinstance(fact, Measurement) else fact.at
+
+
+def lived(recording: Recording, batch: Batch, until: float) -> tuple[Batch, int]:
+    """The batch after all facts known by `until` [d], and how many they were."""
+    count = 0
+    for fact in recording.facts:
+        if known_at(fact) > until:
+            break
+        batch = VERBS[type(fact)](batch, fact)
+        count += 1
+    return batch, count
+
+
 def live(
-    recording: Recording, batch: Batch, every: float = HOUR, edit: Callable[[Fact], Fact | None] = lambda f: f
+    recording: Recording,
+    batch: Batch,
+    every: float = HOUR,
+    edit: Callable[[Fact], Fact | None] = lambda f: f,
+    told: int = 0,
+    after: float = 0.0,
 ) -> Iterator[Moment]:
-    """Tell the facts in the order of the wire; a moment every `every` days. `edit` alters facts, None drops one."""
+    """Tell the facts in the order of the wire; a moment every `every` days. `edit` alters facts, None drops one.
+
+    A batch that has been told the first `told` facts goes on from day `after`.
+    """
     refused: dict[str, float] = {}
-    due = every
-    for original in recording.facts:
+    due = after + every
+    for original in recording.facts[told:]:
         fact = edit(original)
         if fact is None:
             continue
-        known = fact.received_at if isinstance(fact, Measurement) else fact.at
+        known = known_at(fact)
         while known > due + 1e-3:
             yield Moment(due, batch, refused)
             due += every

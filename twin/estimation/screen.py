@@ -81,6 +81,7 @@ class Enacted(NamedTuple):
 
     verdict: Verdict
     let_go: bool  # the sensor's own error was let go
+    inflate: float = INFLATE  # by how much the predicted variance grew, where the belief was widened
 
 
 class Watch(NamedTuple):
@@ -158,7 +159,8 @@ def fuse(
                     "quarantined",
                     watch._replace(why="contradicted", alarmed=belief.time, good=0, detail=detail),
                 )
-        step = Enacted(verdict, watch.quarantined and not before.quarantined)
+        inflate = max(INFLATE, (datum.y - predicted) ** 2 / s) if datum.confirmed else INFLATE
+        step = Enacted(verdict, watch.quarantined and not before.quarantined, inflate)
         joint = _enact(algorithm, joint, belief, datum, step, channels, drive, layout)
         known[channel] = watch
         enacted.append(step)
@@ -186,7 +188,7 @@ def _enact(
     row = layout.size + channels.index(datum.sensor.channel)
     if step.verdict == "widened":
         now = _belief(joint, belief, layout.size)
-        wide = _widened(now, joint.cov[: layout.size, row], joint.cov[row, row], layout)
+        wide = _widened(now, joint.cov[: layout.size, row], joint.cov[row, row], layout, step.inflate)
         joint = algorithm.look(wide, channels, drive)
     elif step.let_go and datum.sensor.error is not None:
         joint = algorithm.look(
@@ -307,11 +309,11 @@ def _heard(channel: str, w: Watch, now: float, sensors: Sensors) -> bool:
     return channel in sensors and not w.why and now - w.at <= RECENT[sensors[channel].kind]
 
 
-def _widened(belief: Belief, cross: np.ndarray, variance: float, layout: Layout) -> Belief:
+def _widened(belief: Belief, cross: np.ndarray, variance: float, layout: Layout, inflate: float) -> Belief:
     """Widened by rank one along what the reading depends on of state and donor; sensor errors are not touched."""
     doubt = cross.copy()
     doubt[layout.error_start :] = 0.0
-    cov = belief.cov + (INFLATE - 1.0) / max(float(variance), 1e-300) * np.outer(doubt, doubt)
+    cov = belief.cov + (inflate - 1.0) / max(float(variance), 1e-300) * np.outer(doubt, doubt)
     return Belief(belief.time, belief.mean, cov, belief.repairs)
 
 
