@@ -7,44 +7,58 @@ and Jones (IEEE Trans. Autom. Control 21, 108, 1976) compares what each explanat
    variances of every instant. Readings that the screen held back are left out.
 2. A bank of means, one a hypothesis (kind, size, onset), runs through the *nonlinear* model under the hypothesised inputs
    and is corrected with those common gains. Innovations enter through Huber's function, alike for all.
-3. The log-likelihoods, tempered because model errors are not white, and the priors below give posterior probabilities.
+3. The log-likelihoods and the priors of `catalogue` give posterior probabilities.
 
-A fault's prior is hazard x time x a distribution of sizes; fitted onset and size are paid for by marginalising over them.
-Departures that every healthy rig shows (`TOLERANCE`) count as nothing wrong. Pure.
+A fault's prior is hazard x time x a distribution of sizes (at most one change a window); onset and size are not fitted but
+summed over, which is what a fitted onset costs. Small changes, which every healthy rig shows, count as nothing wrong. Pure.
+
+What mass balances cannot tell: a pump that delivers otherwise than it says from a read-back that says otherwise than it
+delivers; a perfusion that falls to a fraction from an uptake that rises by its inverse, except by how plausible either is,
+as all solutes then go to the same levels (their speed and the decay of glutamine differ); and anything about a cytokine
+that is far above its half-saturation and is not assayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from twin.batch import believe_at
 from twin.bioreactor import Coordinates, Kinetics, Medium, State, from_coordinates, to_coordinates
-from twin.estimation.belief import N_STATE, Layout
+from twin.estimation.belief import N_STATE, Belief
+from twin.estimation.filters import symmetric
 from twin.estimation.model import BioreactorModel
-from twin.estimation.screen import Datum
 from twin.evidence import ACTUATORS, Measurement
-from twin.history import Batch, Checkpoint, carry, instants
+from twin.history import Batch, Checkpoint, _datum, carry  # pyright: ignore[reportPrivateUsage] - one way to read a fact
 from twin.inputs import Drive
 from twin.process import Process
-from twin.sensors import CHANNELS, compared
+from twin.sensors import CHANNELS
 from twin.transition import advance_many
 
 WINDOW = 4.0
 """How far back [d] a change is looked for; a standing diagnosis is followed further, `LONGEST` at most."""
 LONGEST = 8.0
 STEP = 0.25
-"""Onsets are tried this far apart [d]; the newest is `FRESH` old."""
+"""Onsets are tried this far apart [d]."""
 LEAD = 0.25
 """The window begins this long before the earliest onset [d]."""
 HUBER = 3.0
 """Innovations beyond so many standard deviations count linearly, and correct no further."""
-TEMPER = 0.5
-"""Power of the likelihood: hourly innovations of a model that is not the plant repeat each other."""
+APART = 0.125
+"""One reading of a probe in so much time [d] is weighed: the next ones repeat it, model errors included."""
+TOGETHER = 0.04
+"""Readings within so much time [d] are weighed at the instant of the last: hourly probes are not read all at once."""
+SPEAKING = (
+    "viable_density", "total_density", "viability", "dead_density", "glucose", "lactate", "glutamine", "ammonia", "cytokine",
+    "capacitance", "oxygen_uptake", "raman_glucose", "raman_lactate", "ph",
+)  # fmt: skip
+"""Channels that a mass balance moves."""
+PACE = 1.0 / 24.0
+"""Longest step of the bank [d]."""
 
 Kind = Literal["nothing", "delivery", "stuck_on", "bag", "growth", "uptake", "death", "sensor"]
 
@@ -66,6 +80,7 @@ SHIFTS = ((0.5, 0.5), (0.67, 1.0), (1.5, 1.0), (2.0, 0.5))
 BAGS = ((0.25, 0.5), (0.5, 1.0), (0.7, 1.0), (1.4, 1.0), (2.0, 0.5))
 WOBBLE = ((0.87, 1.0), (1.15, 1.0))
 PUMP_WOBBLE = ((0.82, 0.5), (0.9, 1.0), (1.1, 1.0))
+"""Sizes that are tried, with weights: of a pump's delivery, of the cells' rates, of a bag; and what healthy rigs show."""
 BAGGED: Mapping[str, tuple[str, ...]] = {
     "medium": ("glucose", "glutamine"), "glucose": ("glucose",), "glutamine": ("glutamine",),
 }  # fmt: skip
@@ -85,7 +100,10 @@ def catalogue(process: Process) -> tuple[Prior, ...]:
             Prior("delivery", a, (*LESS, *MORE), 0.01, PUMP_WOBBLE if a == "perfusion" else (), 0.1)
             for a in ("perfusion", "cytokine_dose")
         ),
-        *(Prior("stuck_on", a, tuple((f * most[a], w) for f, w in jammed), 0.0025) for a in ("perfusion", "cytokine_dose")),
+        *(
+            Prior("stuck_on", a, tuple((f * most[a], w) for f, w in jammed), 0.0025)
+            for a in ("perfusion", "cytokine_dose")
+        ),
         *(Prior("bag", b, BAGS, 0.006 if b == "medium" else 0.002) for b in BAGGED),
         Prior("growth", "", SHIFTS, 0.01, WOBBLE, 0.2),
         Prior("uptake", "", ((0.6, 0.5), (0.7, 1.0), (1.4, 1.0), (1.7, 0.5)), 0.005, WOBBLE, 0.2),
@@ -106,7 +124,7 @@ class Explanation(NamedTuple):
     posterior: float
     factor: float  # posterior median of the size: factor, rate (`stuck_on`) or jump (`sensor`); 1 for nothing
     since: float  # posterior median of the onset [d]
-    gain: float  # log-likelihood ratio of its best member to nothing wrong, tempered
+    gain: float  # log-likelihood ratio of its best member to nothing wrong
 
 
 class Diagnosis(NamedTuple):
@@ -133,7 +151,7 @@ class Bank(NamedTuple):
     owner: np.ndarray  # [H] index into `priors`, -1: nothing
     minor: np.ndarray  # [H] within tolerance
     size: np.ndarray  # [H]
-    onset: np.ndarray  # [H], [d]; inf: never
+    onset: np.ndarray  # [H], [d], ascending; -inf: nothing ever begins
     weight: np.ndarray  # [H] prior probability
     gains: np.ndarray  # [4, H] of what the read-backs say
     rates: np.ndarray  # [4, H] instead of what they say; NaN: as they say
@@ -160,7 +178,7 @@ def weigh(batch: Batch, now: float, after: float) -> Diagnosis:
         raise ValueError(f"the window from day {after!r} to day {now!r} is empty")
     bank = make_bank(batch, after, now)
     score, n = _likelihoods(batch, bank, after, now)
-    return _ranked(bank, TEMPER * (score - score[0]), now, after, n)
+    return _ranked(bank, score - score[0], now, after, n)
 
 
 def onsets(after: float, now: float) -> np.ndarray:
@@ -173,16 +191,21 @@ def make_bank(batch: Batch, after: float, now: float) -> Bank:
     """All hypotheses for a window; the first column is nothing wrong."""
     layout, tried = batch.layout, onsets(after, now)
     priors = catalogue(batch.process)
-    columns: list[tuple[int, bool, float, float, float]] = [(-1, False, 1.0, np.inf, 1.0)]
+    columns: list[tuple[int, bool, float, float, float]] = [(-1, False, 1.0, -np.inf, 1.0)]
     for i, p in enumerate(priors):
         for sizes, hazard, minor in ((p.sizes, p.hazard, False), (p.tolerance, p.wobble, True)):
             total = sum(w for _, w in sizes)
             columns += [(i, minor, s, float(t), hazard * STEP * w / total) for s, w in sizes for t in tried]
+    columns[1:] = sorted(columns[1:], key=lambda c: c[3])  # those that have begun come first
     table = np.array(columns, dtype=float)
     owner, minor, size = table[:, 0].astype(int), table[:, 1].astype(bool), table[:, 2]
     h = size.size
     gains, rates = np.ones((len(ACTUATORS), h)), np.full((len(ACTUATORS), h), np.nan)
-    medium, cell, jump = np.ones((len(Medium._fields), h)), np.ones((len(Kinetics._fields), h)), np.zeros((layout.size, h))
+    medium, cell, jump = (
+        np.ones((len(Medium._fields), h)),
+        np.ones((len(Kinetics._fields), h)),
+        np.zeros((layout.size, h)),
+    )
     for i, p in enumerate(priors):
         mine = owner == i
         match p.kind:
@@ -204,7 +227,8 @@ def make_bank(batch: Batch, after: float, now: float) -> Bank:
                         jump[layout.index(name), mine] = np.log(size[mine])
                     else:
                         cell[Kinetics._fields.index(name), mine] = size[mine]
-    return Bank(priors, owner, minor, size, table[:, 3], table[:, 4], gains, rates, medium, cell, jump)
+    weight = table[:, 4] / table[:, 4].sum()
+    return Bank(priors, owner, minor, size, table[:, 3], weight, gains, rates, medium, cell, jump)
 
 
 # --- the likelihoods ---------------------------------------------------------------------------------------------------
@@ -215,66 +239,79 @@ def _likelihoods(batch: Batch, bank: Bank, after: float, now: float) -> tuple[Fl
     layout, n = batch.layout, batch.layout.size
     model, quiet = BioreactorModel(batch.process, layout), replace(batch, shadow=None)
     point = Checkpoint(0, believe_at(batch, after))
-    means = np.repeat(point.belief.mean[:, None], bank.onset.size, axis=1)
-    score, count, at = np.zeros(bank.onset.size), 0, after
-    for group in instants(heeded(batch, after, now)):
-        when = group[0].sampled_at
+    means = point.belief.mean[:, None]  # of the hypotheses that have begun; the others are where the first one is
+    score, count, at = np.zeros(1), 0, after
+    for group in _groups(heeded(batch, after, now)):
+        when = group[-1].sampled_at
         point = carry(quiet, point, when)
         means, at = _moved(batch, model, bank, means, at, when), when
+        score = np.concatenate([score, np.full(means.shape[1] - score.size, score[0])])
         drive = batch.course.at(when)
         data = [_datum(batch, m) for m in group]
         channels = tuple(dict.fromkeys(d.sensor.channel for d in data))
         mean, cov = batch.filter.look(point.belief, channels, drive)
-        expected = np.concatenate([means, model.observe(means, channels, drive)])
-        for d in data:
-            row = n + channels.index(d.sensor.channel)
-            s = float(cov[row, row]) + d.r
-            column = cov[:, row]
-            z = (d.y - expected[row]) / np.sqrt(s)
-            far = np.abs(z)
-            score -= np.where(far <= HUBER, 0.5 * z * z, HUBER * far - 0.5 * HUBER**2)
-            expected += np.outer(column / np.sqrt(s), np.clip(z, -HUBER, HUBER))
-            mean = mean + column / np.sqrt(s) * float(np.clip((d.y - mean[row]) / np.sqrt(s), -HUBER, HUBER))
-            cov = cov - np.outer(column, column / s)
-            count += 1
-        means = expected[:n]
-        belief = type(point.belief)(when, mean[:n], (cov[:n, :n] + cov[:n, :n].T) / 2.0, point.belief.repairs)
+        expected = model.observe(means, channels, drive)
+        told = np.empty((len(data), score.size))  # clipped innovations over their standard deviations
+        columns = np.empty((n, len(data)))
+        for k, d in enumerate(data):
+            row = channels.index(d.sensor.channel)
+            root = float(np.sqrt(cov[n + row, n + row] + d.r))
+            column = cov[:, n + row] / root
+            z = (d.y - expected[row]) / root
+            told[k], columns[:, k] = np.clip(z, -HUBER, HUBER), column[:n]
+            score -= told[k] * (z - 0.5 * told[k])
+            expected += column[n:, None] * told[k]
+            mean = mean + column * float(np.clip((d.y - mean[n + row]) / root, -HUBER, HUBER))
+            cov = cov - np.outer(column, column)
+        means, count = means + columns @ told, count + len(data)
+        belief = Belief(when, mean[:n], symmetric(cov[:n, :n]), point.belief.repairs)
         point = replace(point, belief=belief)
-    return score, count
+    return np.concatenate([score, np.full(bank.onset.size - score.size, score[0])]), count
 
 
 def heeded(batch: Batch, after: float, now: float) -> tuple[Measurement, ...]:
-    """Readings of a window that may speak: known by now, informing the state, and not held back by the screen."""
-    informing = [m for m in batch.evidence if m.channel in batch.process.sensors]
-    return tuple(
-        m
-        for m, i in zip(informing, batch.innovations, strict=True)
-        if after < m.sampled_at <= now and m.received_at <= now and i.verdict not in ("unit_slip", "quarantined")
-    )
+    """Readings of a window that may speak: known by now, moved by a mass balance, and not held back by the screen."""
+    sensors, weighed = batch.process.sensors, set[tuple[str, int]]()
+    found: list[Measurement] = []
+    for m, i in zip((m for m in batch.evidence if m.channel in sensors), batch.innovations, strict=True):
+        if not (after < m.sampled_at <= now and m.received_at <= now and m.channel in SPEAKING):
+            continue
+        if i.verdict in ("unit_slip", "quarantined"):
+            continue
+        if sensors[m.channel].kind == "probe":
+            place = (m.channel, int((m.sampled_at + 1e-3) / APART))
+            if place in weighed:
+                continue
+            weighed.add(place)
+        found.append(m)
+    return tuple(found)
 
 
-def _datum(batch: Batch, m: Measurement) -> Datum:
-    sensor, channel = batch.process.sensors[m.channel], CHANNELS[m.channel]
-    sd = sensor.sd
-    if m.sd is not None:
-        sd = m.sd / (m.value + channel.limit) if channel.scale == "log" else m.sd
-    return Datum(sensor, m.value, float(compared(m.channel, m.value)), sd * sd, m.confirmed)
+def _groups(readings: Iterable[Measurement]) -> list[list[Measurement]]:
+    groups: list[list[Measurement]] = []
+    for m in readings:
+        if groups and m.sampled_at - groups[-1][0].sampled_at <= TOGETHER:
+            groups[-1].append(m)
+        else:
+            groups.append([m])
+    return groups
 
 
-def _moved(batch: Batch, model: BioreactorModel, bank: Bank, means: np.ndarray, after: float, until: float) -> np.ndarray:
-    """Every column carried to `until` under its own inputs."""
+def _moved(
+    batch: Batch, model: BioreactorModel, bank: Bank, means: np.ndarray, after: float, until: float
+) -> np.ndarray:
+    """Every column carried to `until` under its own inputs, and those that begin on the way set off from the first."""
     for end, drive, calibrated in _spans(batch, bank, after, until):
-        begun = (bank.onset >= after - 1e-9) & (bank.onset < end - 1e-9) & (bank.onset <= after + 1e-9)
-        if begun.any():
-            means = means + np.where(begun, bank.jump, 0.0)
-        active = bank.onset <= after + 1e-9
-        control = np.array(drive.control, dtype=float)[:, None] * np.where(active, bank.gains, 1.0)
-        control = np.where(active & np.isfinite(bank.rates), bank.rates, control)
+        begun = int(np.searchsorted(bank.onset, after + 1e-9))
+        new = slice(means.shape[1], begun)
+        means = np.concatenate([means, means[:, :1] + bank.jump[:, new]], axis=1)
+        control = np.array(drive.control, dtype=float)[:, None] * bank.gains[:, :begun]
+        control = np.where(np.isfinite(bank.rates[:, :begun]), bank.rates[:, :begun], control)
         theta = model.theta_columns(means, drive.medium)
-        theta[-len(Medium._fields) :] *= np.where(active, bank.medium, 1.0)
-        theta[: len(Kinetics._fields)] *= np.where(active, bank.cell, 1.0)
+        theta[-len(Medium._fields) :] *= bank.medium[:, :begun]
+        theta[: len(Kinetics._fields)] *= bank.cell[:, :begun]
         states = np.array(from_coordinates(Coordinates(*np.exp(means[:N_STATE]))))
-        carried = advance_many()(states, np.ascontiguousarray(control), theta, end - after)
+        carried = advance_many(PACE)(states, control, theta, end - after)
         means = np.concatenate([np.log(np.array(to_coordinates(State(*carried)))), means[N_STATE:]])
         for channel in calibrated:
             sensor = batch.process.sensors.get(channel)
@@ -293,9 +330,7 @@ def _spans(batch: Batch, bank: Bank, after: float, until: float) -> Iterator[tup
 
 
 def _ranked(bank: Bank, ratio: np.ndarray, now: float, after: float, n: int) -> Diagnosis:
-    weight = bank.weight.copy()
-    weight[0] = max(0.05, 1.0 - float(weight[1:].sum()))
-    log = ratio + np.log(weight)
+    log = ratio + np.log(bank.weight)
     p = np.exp(log - log.max())
     p /= p.sum()
     benign = (bank.owner < 0) | bank.minor

@@ -38,6 +38,9 @@ REACH = 3.0
 PROBE = 0.3
 """Step of ln multiplier with which the curvature of the likelihood is first felt for."""
 
+SETTLED = 1.0
+"""A search that gains less [nats] has settled: no likelihood ratio would tell the difference."""
+
 ENOUGH = 8
 """A sensor with fewer readings in all batches is left as it is."""
 
@@ -181,7 +184,7 @@ def relevant(process: Process, batches: Sequence[Batch], knobs: Sequence[Knob] =
 def turned(process: Process, knobs: Sequence[Knob], multipliers: Iterable[float]) -> Process:
     """The process with the noises of every knob scaled."""
     noise, sensors, parameter_walk = process.noise._asdict(), dict(process.sensors), process.parameter_walk
-    for knob, factor in zip(knobs, multipliers, strict=True):
+    for knob, factor in zip(knobs, map(float, multipliers), strict=True):
         for name in knob.noise:
             noise[name] *= factor
         for channel in knob.sd:
@@ -231,13 +234,14 @@ def tune(
     found = minimize(
         lambda z: search.loss(begin + scale * z), np.zeros(len(chosen)), method="COBYQA", bounds=np.column_stack([low, high]),
         options={"maxfev": evaluations - search.spent, "initial_tr_radius": 2.0, "final_tr_radius": 0.3},
+        callback=search.settled,
     )  # fmt: skip
     multipliers = np.exp(search.best_at)
     return Tuned(
         turned(process, chosen, multipliers),
         {k.name: float(m) for k, m in zip(chosen, multipliers, strict=True)},
         search.spent,
-        bool(found.success),
+        search.rests or bool(found.success),
     )
 
 
@@ -254,6 +258,8 @@ class _Search:
     ) -> None:
         self.process, self.knobs, self.batches, self.pull, self.tick = process, knobs, batches, pull, tick
         self.spent, self.reference, self.best, self.best_at = 0, 0.0, np.inf, np.zeros(len(knobs))
+        self.course: list[float] = []  # the best so far, by evaluation
+        self.felt, self.rests = 0, False  # evaluations before the quadratic model; whether the search has settled
         self.reference, self.best = self.loss(self.best_at), 0.0
 
     def loss(self, logs: np.ndarray) -> float:
@@ -289,7 +295,15 @@ class _Search:
             steps[k] = np.clip((down - up) / (2.0 * PROBE * curvature), -2.0 * PROBE, 2.0 * PROBE)
             scale[k] = curvature**-0.5
         self.loss(np.clip(logs + steps, -REACH, REACH))
+        self.felt = self.spent
         return self.best_at, np.minimum(scale, PROBE)
+
+    def settled(self, _: np.ndarray) -> None:
+        """Ends the search once two evaluations a knob, the model's first points aside, have gained less than `SETTLED`."""
+        span = 2 * len(self.knobs)
+        if self.spent > self.felt + 2 * span and self.course[-1 - span] - self.best < SETTLED:
+            self.rests = True
+            raise StopIteration
 
     def _loss(self, logs: np.ndarray) -> tuple[float, Process, list[Innovation]]:
         process = turned(self.process, self.knobs, np.exp(logs))
@@ -298,5 +312,6 @@ class _Search:
         self.spent += 1
         if loss < self.best:
             self.best, self.best_at = loss, np.array(logs)
+        self.course.append(self.best)
         self.tick(-self.best if self.spent > 1 else 0.0)
         return loss, process, found
