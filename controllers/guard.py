@@ -5,14 +5,16 @@ Rule 2. Doubt means no override: the edge then keeps to its local, approved reci
 Rule 3. Doubt about what we know (belief, channels, read-backs) refuses every plan. Doubt about the plan alone (unsolved,
         out of range, not confirmed by an independent simulation) falls back to the previous plan, shifted once; then it lapses.
 Rule 4. Every refusal is a `Fault` with a stable code and a sentence for a person.
-Contract: SAFETY S3, S4, S5, S13. The edge enforces its own caps besides; nothing here replaces them.
+Rule 5. What the estimator itself doubts is no ground: a reading that it holds back, a filter whose innovations exceed what it
+        says of them. The doubt ends when the readings do agree again; more than that a person decides (the mode).
+Contract: SAFETY S3, S4, S5, S12, S13. The edge enforces its own caps besides; nothing here replaces them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # types only: nothing of NumPy is needed at run time
@@ -47,6 +49,12 @@ class GuardSettings:
         ("glucose", "raman_glucose"),
         ("lactate", "raman_lactate"),
     )  # of every group at least one channel must be fresh
+    witnesses: tuple[tuple[str, ...], ...] = (
+        ("capacitance", "total_density", "oxygen_uptake"),
+        (),
+        (),
+    )  # by group: channels of which a fresh one may stand for one that is fresh but doubted
+    nis_max: float = 2.0  # mean normalised innovation squared of the last day: above it the filter is overconfident
     readback_stale: float = 0.5  # [d]; the edge reports at least every 6 h
     readback_relative: float = 0.10  # disagreement of a read-back with the accepted command
     readback_absolute: float = 0.02  # [VVD], or the same fraction of the dose range
@@ -106,6 +114,8 @@ class Grounds:
     dose: float = math.nan  # the recipe's harvest_cells [1e9]
     latest: float = math.nan  # the recipe's latest day [d]
     mu_max: float = math.nan  # population median [1/d]
+    doubted: Mapping[str, str] = field(default_factory=dict)  # channels that the estimator holds back, and why
+    nis: float = 0.0  # of the last day; 0 while too few readings tell
 
 
 class Verdict(NamedTuple):
@@ -149,22 +159,41 @@ def belief_fault(g: Grounds, s: GuardSettings) -> Fault | None:
     return None
 
 
+def calibration_fault(g: Grounds, s: GuardSettings) -> Fault | None:
+    """A filter that is overconfident: what it read in the last day lay further off than it said it could (SAFETY S12)."""
+    if within(g.nis, 0.0, s.nis_max):
+        return None
+    return Fault("calibration", f"innovations squared are {g.nis:.3g} times what the filter says (limit {s.nis_max:g})")
+
+
 def channel_fault(g: Grounds, s: GuardSettings) -> Fault | None:
-    """A required channel that is missing, stale or from the future."""
-    for group in s.required:
-        ages: list[str] = []
-        for channel in group:
-            reading, limit = g.readings.get(channel), g.stale_after.get(channel)
-            if reading is None or limit is None:
-                ages.append(f"{channel} was never read")
-                continue
-            age = g.now - reading.sampled_at
-            if within(age, -ROUND, limit + ROUND) and within(g.now - reading.received_at, -ROUND, HUGE):
-                break
-            ages.append(f"{channel} is {age:.2f} d old (limit {limit:g} d)")
-        else:
+    """A required channel that is missing, stale, from the future, or held back by the estimator with no other witness."""
+    for k, group in enumerate(s.required):
+        fresh, ages = _fresh(g, group)
+        if not fresh:
             return Fault(f"stale_{group[0]}", "; ".join(ages))
+        others, _ = _fresh(g, s.witnesses[k] if k < len(s.witnesses) else ())
+        if all(channel in g.doubted for channel in (*fresh, *others)):
+            why = "; ".join(f"{c} is held back ({g.doubted[c]})" for c in (*fresh, *others))
+            return Fault(f"doubted_{group[0]}", f"{why}; nothing else speaks of it")
     return None
+
+
+def _fresh(g: Grounds, channels: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of some channels that are fresh, and what is the matter with the others."""
+    fresh: list[str] = []
+    ages: list[str] = []
+    for channel in channels:
+        reading, limit = g.readings.get(channel), g.stale_after.get(channel)
+        if reading is None or limit is None:
+            ages.append(f"{channel} was never read")
+            continue
+        age = g.now - reading.sampled_at
+        if within(age, -ROUND, limit + ROUND) and within(g.now - reading.received_at, -ROUND, HUGE):
+            fresh.append(channel)
+        else:
+            ages.append(f"{channel} is {age:.2f} d old (limit {limit:g} d)")
+    return fresh, ages
 
 
 def readback_fault(g: Grounds, plan: Plan, s: GuardSettings) -> Fault | None:
@@ -197,7 +226,7 @@ def readback_fault(g: Grounds, plan: Plan, s: GuardSettings) -> Fault | None:
 def harvest_fault(g: Grounds, s: GuardSettings) -> Fault | None:
     """Why a batch may not be ended now, which nothing can undo: the dose is not supported by a laboratory count.
 
-    The newest count (viable density, or total density times viability) must be fresh and reach the dose when multiplied by
+    The newest count (viable density, or total density times viability) must be fresh, not held back, and reach the dose when multiplied by
     the volume and by ``min(harvest_margin exp(mu_max age), harvest_factor)``. From one period before the recipe's latest
     day on, no count is asked for. No probe and no belief but the volume enters.
     """
@@ -209,6 +238,8 @@ def harvest_fault(g: Grounds, s: GuardSettings) -> Fault | None:
         reading, limit = g.readings.get(name), g.stale_after.get(name)
         if reading is None or limit is None:
             return Fault("harvest_uncounted", f"no {name} supports a harvest before day {g.latest:g}")
+        if name in g.doubted:
+            return Fault("harvest_doubted", f"the newest {name} is held back ({g.doubted[name]})")
         age = g.now - reading.sampled_at
         if not within(age, -ROUND, limit + ROUND):
             return Fault("harvest_uncounted", f"{name} is {age:.2f} d old (limit {limit:g} d)")
@@ -303,7 +334,7 @@ def judge(g: Grounds, plan: Plan, previous: Plan | None, resimulate: Resimulate,
     An accepted verdict carries the plan to act on (`plan`, or `previous` shifted once). A refused one carries the plan
     with status "failed", unless the plan itself is sound and only the grounds are in doubt.
     """
-    ground = belief_fault(g, s) or channel_fault(g, s)
+    ground = belief_fault(g, s) or channel_fault(g, s) or calibration_fault(g, s)
     if ground is not None:
         return Verdict(plan if plan_fault(g, plan) is None else _failed(plan, ground), False, (ground,))
     fault = _fault(g, plan, resimulate, s)

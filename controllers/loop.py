@@ -30,6 +30,7 @@ from controllers.rollout import resimulate
 from twin.batch import Batch, apply, assimilate, believe_at, control_at, latest, medium_at, note, perfused
 from twin.bioreactor import Control, State
 from twin.estimation.belief import Belief, split
+from twin.estimation.health import health
 from twin.evidence import ACTUATORS, ControlApplied, Event, Fact, Measurement
 
 PERIOD = 0.25
@@ -148,6 +149,7 @@ def _grounds(batch: Batch, situation: Situation, last: Decision | None) -> Groun
             either = (getattr(u, name) for u in (last.control, situation.recipe, then))
             corridor = (*either, before.get(name, 0.0))
             commands[name] = Command(min(corridor), max(corridor), last.at, last.valid_until)
+    state = health(batch, situation.now)
     return Grounds(
         now=situation.now,
         names=situation.layout.names,
@@ -164,6 +166,8 @@ def _grounds(batch: Batch, situation: Situation, last: Decision | None) -> Groun
         dose=process.recipe.harvest_cells,
         latest=process.recipe.harvest_latest,
         mu_max=float(cell.mu_max),
+        doubted={c: w.why for c, w in batch.watches.items() if w.quarantined or w.why == "unit_slip"},
+        nis=state.nis if state.channels else 0.0,
     )
 
 

@@ -18,7 +18,7 @@ from service.messages.codec import CLASSES, class_of, strict_json
 from service.messages.incoming import CHANNEL_NAMES, QueryMessage
 from service.messages.outgoing import Alarm, ReplyMessage
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 ID = "^[A-Za-z0-9_-]{1,64}$"
 QUERIES: tuple[type[Message], ...] = QueryMessage.__args__  # type: ignore[attr-defined]
 

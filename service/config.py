@@ -100,6 +100,7 @@ class ServiceConfig(_Root):
     clock: Literal["wall", "event"] = "wall"
     policy: str = "mpc"  # or a recipe's name
     filter: Literal["ukf", "ekf"] = "ukf"
+    shadow: bool = True  # an EKF runs beside the UKF and decides nothing; their distance is health
     prior: Path | None = None  # donor-prior artefact, or a shipped one by name; null: the preset's published spreads
     mpc: dict[str, int | float | None] = {}  # fields of `controllers.mpc.MpcSettings` and its prices
     futures: int = Field(default=200, ge=20, le=20_000)  # size of the forecast ensemble

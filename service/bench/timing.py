@@ -45,7 +45,11 @@ class Timed(NamedTuple):
 
 
 def run_rows(rows: Sequence[Row], rounds: int, advance: Callable[[float], None]) -> list[Timed]:
-    """Every row once untimed, then `rounds` rounds in which each takes its share of its times."""
+    """Every row once untimed, then `rounds` rounds in which each takes its share of its times.
+
+    All rows are one thread that computes, so CPU time is what they would take on a machine of their own; by the clock on
+    the wall, the long ones would pay for whatever else runs.
+    """
     posteriors = [row.run() for row in rows]
     seconds: list[list[float]] = [[] for _ in rows]
     for k in range(rounds):

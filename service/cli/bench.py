@@ -23,7 +23,8 @@ def bench(
 ) -> None:
     """Time the estimator beside its peers on one problem, and hold their answers against each other.
 
-    Exit 1: the answers of ours and of the textbook filter differ. Absolute times move with the machine: read the ratios.
+    Times are CPU times and move with the machine: read the ratios to the first row of each group. Exit 1: our answer is
+    not that of the textbook filter.
     """
     if name not in BENCHES:
         fail(f"bench {name!r}: no such benchmark; there is: {', '.join(BENCHES)}")

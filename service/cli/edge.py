@@ -135,7 +135,13 @@ def process_of(config: EdgeConfig, record: RecordedBatch | None = None) -> tuple
         recipe = "none"
     kept: dict[str, Any] = {}
     if own is not None:
-        kept = {"sensors": own.sensors, "limits": own.limits, "stages": own.stages, "considered": own.considered}
+        kept = {
+            "sensors": own.sensors,
+            "limits": own.limits,
+            "stages": own.stages,
+            "considered": own.considered,
+            "noise": own.noise,
+        }
     process = make_process(preset, medium=medium, recipe=recipe, targets=targets, **kept)
     volume = float(record.metadata.get("volume_l", 0.0)) if record is not None else config.volume_l
     if volume:

@@ -52,11 +52,11 @@ def tune(
             found = search(process, training, evaluations=evaluations, tick=_ticking(advance))
         except ValueError as error:
             fail(f"{data}: {error}")
-        after = score(found.process, judging)
+        after = score(found.process, judging, against=process)
         advance(1)
     report: dict[str, Any] = {
         "data": data, "preset": preset, "filter": filter_name, "training": [b.id for b in training],
-        "held_out": [b.id for b in judging], "multipliers": found.multipliers, "noise": _noise(process, found),
+        "held_out": [b.id for b in judging], "multipliers": found.multipliers, "noise": _noise(found.process),
         "log_likelihood": {"held_out": [before.log_likelihood, after.log_likelihood], "readings": before.readings},
         "per_reading": {"held_out": [before.per_reading, after.per_reading]},
         "nis": {c: [before.nis[c], after.nis[c]] for c in before.nis},
@@ -90,7 +90,7 @@ def _batches(data: Path, mapping: str | None, process: Any, prior: Any, filter_n
     """The bioreactor batches with a reading that informs the state, ready to be gone through many times."""
     from dataclasses import replace
 
-    from twin.backtest.learn import run
+    from twin.batch import apply, assimilate, start
     from twin.estimation.tune import prepared
     from twin.evidence import Refused
     from twin.records import read_batches
@@ -104,7 +104,11 @@ def _batches(data: Path, mapping: str | None, process: Any, prior: Any, filter_n
                 process.initial._replace(volume=float(volume)) if isinstance(volume, (int, float)) else process.initial
             )
             try:
-                batch = run(replace(process, initial=vessel), prior, record, filter_name)
+                batch = start(record.id, replace(process, initial=vessel), prior, filter_name)
+                for action in record.actions:
+                    batch = apply(batch, action)
+                for m in record.final:
+                    batch = assimilate(batch, m)
             except Refused as error:
                 fail(f"{data}: batch {record.id!r}: {error}")
             if batch.innovations:
@@ -130,22 +134,13 @@ def _ticking(advance: Advance) -> Any:
     return lambda gained: advance(1)
 
 
-def _noise(process: Any, found: Any) -> dict[str, Any]:
-    """What was tuned, in the units of the configuration, as `twin.config.NoiseFile` has it."""
-    tuned, sensors = found.process, dict[str, Any]()
-    for channel, sensor in tuned.sensors.items():
-        old, entry = process.sensors[channel], dict[str, float]()
-        if sensor.sd != old.sd:
-            entry["sd"] = _figures(sensor.sd)
-        if sensor.error is not None and sensor.error.walk != old.error.walk:
-            entry["walk"] = _figures(sensor.error.walk)
-        if entry:
-            sensors[channel] = entry
-    changed = {k: _figures(v) for k, v in tuned.noise._asdict().items() if v != getattr(process.noise, k)}
-    noise: dict[str, Any] = {"process": changed}
-    if tuned.parameter_walk != process.parameter_walk:
-        noise["parameter_walk"] = _figures(tuned.parameter_walk)
-    return {**noise, "sensors": sensors}
+def _noise(tuned: Any) -> dict[str, Any]:
+    """All noise of the tuned process, as `twin.config.NoiseFile` has it: it may stand in for one that was named before."""
+    sensors: dict[str, Any] = {}
+    for channel, s in tuned.sensors.items():
+        sensors[channel] = {"sd": _figures(s.sd)} | ({"walk": _figures(s.error.walk)} if s.error is not None else {})
+    process = {name: _figures(sd) for name, sd in tuned.noise._asdict().items()}
+    return {"process": process, "parameter_walk": _figures(tuned.parameter_walk), "sensors": sensors}
 
 
 def _figures(value: float) -> float:
@@ -162,7 +157,9 @@ def _write(out: Path, report: dict[str, Any]) -> None:
         f"{shlex.join(['celltwin', *sys.argv[1:]])}"
     )
     name = re.sub(r"[^A-Za-z0-9_-]", "_", out.stem)[:64]
-    content = yaml.safe_dump({"name": name, "source": source, **report["noise"]}, sort_keys=False, width=110)
+    content = yaml.safe_dump(
+        {"name": name, "source": source, **report["noise"]}, sort_keys=False, width=110, default_flow_style=None
+    )
     out.write_text(
         f"# Noise tuned on recorded batches. Name this file in a process file: noise: FILE\n{content}", "utf-8"
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import replace
 
+from service.desk.health import look
 from service.desk.records import Desk, Running, Told, output
 from service.desk.views import estimate_message, forecast_message, schedule_of, seed_of
 from service.messages import (
+    Estimate,
     ForecastMessage,
     ForecastQuery,
     QueryMessage,
@@ -14,9 +17,14 @@ from service.messages import (
     ReplyMessage,
     StateQuery,
     WhatIfQuery,
+    days,
+    instant,
+    time_text,
 )
+from twin.batch import Batch, as_known
 from twin.bioreactor import Control, State
 from twin.futures import forecast
+from twin.history import replay
 
 
 def answer(desk: Desk, query: QueryMessage) -> Told:
@@ -28,7 +36,7 @@ def answer(desk: Desk, query: QueryMessage) -> Told:
     if running is None:
         ok, reason = False, "no batch has started on this unit"
     elif isinstance(query, StateQuery):
-        belief = estimate_message(running.session, running.start, running.opened.units, desk.seq, desk.epoch)
+        ok, reason, belief = state_at(desk, running, query)
     elif isinstance(query, ForecastQuery):
         ahead = running.forecast
         ok, reason = (
@@ -46,6 +54,41 @@ def answer(desk: Desk, query: QueryMessage) -> Told:
         seq=desk.seq, epoch=desk.epoch,
     )  # fmt: skip
     return replace(desk, seq=desk.seq + 1), (output(said, None),)
+
+
+def state_at(desk: Desk, running: Running, query: StateQuery) -> tuple[bool, str, Estimate | None]:
+    """Whether a question about the state can be answered, why not, and the answer."""
+    session, start = running.session, running.start
+    at = session.clock if query.at is None else days(query.at, start)
+    if not 0.0 <= at <= session.clock + 1e-9:
+        newest = time_text(instant(session.clock, start))
+        return (
+            False,
+            f"at: from {time_text(start)}, the start, to {newest}, the newest word; for later ask query/forecast",
+            None,
+        )
+    batch = session.batch
+    if query.known_by is not None:
+        batch = as_known(batch, days(query.known_by, start))
+    at = min(at, session.clock)
+    batch = until(batch, at)
+    asked = replace(session, batch=batch, ended=session.ended and at >= session.clock)
+    seen = look(batch, at)
+    return True, "ok", estimate_message(asked, start, running.opened.units, desk.seq, desk.epoch, seen)
+
+
+def until(batch: Batch, at: float) -> Batch:
+    """The batch without what was sampled after `at` [d]: the same belief there, and verdicts and health of that time."""
+    count = bisect_right(batch.evidence, at, key=lambda m: m.sampled_at)
+    if count == len(batch.evidence):
+        return batch
+    then = replace(
+        batch,
+        evidence=batch.evidence[:count],
+        innovations=tuple(i for i in batch.innovations if i.time <= at),
+        checkpoints=tuple(c for c in batch.checkpoints if c.count <= count),
+    )
+    return replay(then, count)
 
 
 def what_if(desk: Desk, running: Running, query: WhatIfQuery) -> ForecastMessage:

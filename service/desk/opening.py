@@ -52,7 +52,8 @@ class ConfiguredOpening:
             settings = config.mpc if config.policy == "mpc" else {}
             policy = make_policy(config.policy, process, **settings)
             units = {name: number.unit for name, number in load_preset(message.preset).cell.items()}
-            batch = start(message.batch, process, prior, config.filter)
+            shadow = "ekf" if config.shadow and config.filter == "ukf" else None
+            batch = start(message.batch, process, prior, config.filter, shadow)
         except ConfigError as error:
             raise Rejected("unknown_entry", str(error)) from None
         used = [
@@ -63,6 +64,7 @@ class ConfiguredOpening:
             config.policy,
             settings,
             config.filter,
+            shadow,
         ]
         digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
         return Opened(batch, policy, units, digest)
@@ -92,6 +94,7 @@ def process_for(config: ServiceConfig, message: BatchStart) -> Process:
         "limits": config.limits or (own.limits if own else None),
         "stages": own.stages if own else None,
         "considered": own.considered if own else None,
+        "noise": own.noise if own else None,
     }
     process = make_process(
         message.preset,

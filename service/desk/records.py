@@ -1,9 +1,9 @@
-"""What the desk of a unit holds and says: values, and the alarms that follow from them."""
+"""What the desk of a unit holds and says: values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -22,6 +22,7 @@ from service.messages import (
     Message,
     Mode,
     Override,
+    Severity,
     canonical_json,
     encode,
     time_text,
@@ -69,6 +70,14 @@ class Running:
     )  # newest (epoch, seq) by edge's topic
 
 
+class Memory(NamedTuple):
+    """What is remembered of alarms beside those that are up."""
+
+    onsets: tuple[datetime, ...] = ()  # of the last ten minutes
+    held: frozenset[str] = frozenset()  # codes that a storm keeps back
+    wanted: Mapping[str, datetime] = MappingProxyType({})  # when an alarm about the whole estimate last had a cause
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Desk:
     """All that the twin holds of one unit."""
@@ -81,6 +90,7 @@ class Desk:
     running: Running | None = None
     finished: tuple[str, ...] = ()  # names of batches that have been on this desk before
     alarms: Mapping[str, Alarm] = field(default_factory=lambda: NO_ALARMS)
+    memory: Memory = Memory()
 
     @property
     def root(self) -> str:
@@ -90,24 +100,15 @@ class Desk:
 
 Told = tuple[Desk, tuple[Output, ...]]
 
-AlarmText = tuple[Literal["info", "warning", "critical"], str | None, str, str]  # severity, channel, message, action
 
+class AlarmText(NamedTuple):
+    """What an alarm is to say."""
 
-def alarms(desk: Desk, family: str, wanted: Mapping[str, AlarmText], at: datetime) -> Told:
-    """Raise the `wanted` alarms that are not up yet, clear those of the family that are no longer wanted."""
-    up, outputs, seq = dict(desk.alarms), list[Output](), desk.seq
-    for code in sorted(c for c in up if c.startswith(family) and c not in wanted):
-        del up[code]
-        outputs.append(Output(f"alarm/{code}", b"", "sent", publish=True, retain=True))
-    for code, (severity, channel, text, action) in sorted(wanted.items()):
-        if code not in up:
-            up[code] = Alarm.model_validate({
-                "code": code, "severity": severity, "since": at, "channel": channel, "message": text, "action": action,
-                "batch": desk.running.message.batch if desk.running else None, "seq": seq, "epoch": desk.epoch,
-            })  # fmt: skip
-            seq += 1
-            outputs.append(output(up[code], "sent"))
-    return replace(desk, alarms=MappingProxyType(up), seq=seq), tuple(outputs)
+    severity: Severity
+    channel: str | None
+    message: str
+    action: str
+    since: datetime | None = None  # None: since it was first said
 
 
 def output(message: Message, kind: Kind | None) -> Output:

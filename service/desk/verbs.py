@@ -14,15 +14,16 @@ Rule 3. A message is refused as a whole, with a stable reason, and leaves the de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from controllers.loop import Session, receive
 from controllers.plan import Decision
+from service.desk.alarms import after_estimate, alarms, silence
 from service.desk.answers import answer
 from service.desk.facts import fact_of, heard, joined
-from service.desk.records import AlarmText, Desk, Output, Running, Settings, Told, alarms, note, output
+from service.desk.health import look
+from service.desk.records import AlarmText, Desk, Memory, Output, Running, Settings, Told, note, output
 from service.desk.views import (
     decision_record,
     estimate_message,
@@ -55,24 +56,14 @@ from service.messages import (
     event_fact,
     linked,
     root_of,
-    time_text,
 )
 from service.messages.base import one_line
 from twin.batch import assimilate
 from twin.evidence import Measurement, Refused
 from twin.futures import forecast
 
-DOUBTS: Mapping[str, str] = {
-    "belief_not_finite": "the belief is not a number",
-    "belief_out_of_range": "the belief lies where no culture can be",
-}
-"""Flags of an estimate that raise an alarm, and what they say."""
-
 RISK = 0.5
 """Probability of release below which an alarm is raised."""
-
-SILENCE = timedelta(minutes=30)
-"""How long the edge of a running batch may give no sign of life before an alarm, under the wall clock."""
 
 
 def step(desk: Desk, suffix: str, payload: bytes, at: datetime) -> Told:
@@ -121,26 +112,11 @@ def estimate(desk: Desk) -> Told:
     running = desk.running
     if running is None:
         return desk, ()
-    said = estimate_message(running.session, running.start, running.opened.units, desk.seq, desk.epoch)
-    desk, outputs = replace(desk, seq=desk.seq + 1), [output(said, "estimate")]
-    lost = [flag.removeprefix("lost:") for flag in said.flags if flag.startswith("lost:")]
-    wanted: dict[str, AlarmText] = {
-        f"channel_lost-{c}": (
-            "warning",
-            c,
-            f"no valid {c} for longer than its limit",
-            "check the probe or enter a sample",
-        )
-        for c in (() if running.session.ended else lost)
-    }
-    desk, more = alarms(desk, "channel_lost-", wanted, said.at)
-    doubted: dict[str, AlarmText] = {
-        flag: ("critical", None, text, "look at the last read-backs and samples; the edge keeps to its recipe")
-        for flag, text in DOUBTS.items()
-        if flag in said.flags and not running.session.ended
-    }
-    desk, worse = alarms(desk, "belief_", doubted, said.at)
-    return desk, (*outputs, *more, *worse)
+    session = running.session
+    seen = look(session.batch, session.clock)
+    said = estimate_message(session, running.start, running.opened.units, desk.seq, desk.epoch, seen)
+    desk, more = after_estimate(replace(desk, seq=desk.seq + 1), running, seen, said.at)
+    return desk, (output(said, "estimate"), *more)
 
 
 def watch(desk: Desk, at: datetime) -> Told:
@@ -148,14 +124,7 @@ def watch(desk: Desk, at: datetime) -> Told:
     running = desk.running
     if running is None or desk.settings.clock == "event":
         return desk, ()
-    silent = not running.session.ended and at - running.heard > SILENCE
-    text = (
-        "critical",
-        None,
-        f"no sign of life of the edge since {time_text(running.heard)}",
-        "check the edge and the broker",
-    )
-    return alarms(desk, "edge_silent", {"edge_silent": text} if silent else {}, at)
+    return alarms(desk, "edge_silent", silence(running, at), at)
 
 
 def restarted(desk: Desk, settings: Settings, epoch: int) -> Desk:
@@ -181,7 +150,7 @@ def _begin(desk: Desk, message: BatchStart, at: datetime) -> Told:
         finished = (*finished, running.message.batch)
         if not running.session.ended:
             outputs.append(note("batch_superseded", running.message.batch, message.at))
-    desk, cleared = alarms(desk, "", {}, message.at)
+    desk, cleared = alarms(replace(desk, memory=Memory()), "", {}, message.at)
     outputs.extend(cleared)
     fresh = Running(Session(opened.batch), opened, opened.policy, message.at, message, at)
     session, _ = receive(fresh.session, event_fact(message, message.at), fresh.policy)
@@ -225,8 +194,13 @@ def _take(desk: Desk, running: Running, message: MeasurementMessage | ReadBack |
         outputs.append(note("batch_ended", message.batch, message.at))
         desk, cleared = alarms(desk, "", {}, message.at)
         outputs.extend(cleared)
-    desk, cleared = alarms(desk, "edge_silent", {}, at) if lives else (desk, ())
+    desk, cleared = _alive(desk, running, at) if lives else (desk, ())
     return replace(desk, running=running), (*outputs, *cleared)
+
+
+def _alive(desk: Desk, running: Running, at: datetime) -> Told:
+    """The edge has given a sign of life: it is not silent, unless every probe of it is still lost."""
+    return (desk, ()) if silence(running, None) else alarms(desk, "edge_silent", {}, at)
 
 
 # --- decisions -------------------------------------------------------------------------------------------------------
@@ -251,18 +225,16 @@ def _announce(desk: Desk, running: Running, decision: Decision, *, newest: bool)
         outputs.append(output(ahead, "sent"))
     wanted: dict[str, AlarmText] = {}
     if decision.control is None and desk.settings.mode == "closed":
-        why = one_line("; ".join(decision.reasons), 400)
-        wanted["decision-no_override"] = ("warning", None, why, "the edge keeps to its recipe; see the reasons")
-    if ahead is None:
-        wanted["decision-no_forecast"] = (
-            "critical",
-            None,
-            "no forecast can be made from the belief",
-            "see the estimate",
+        why = "; ".join(decision.reasons)
+        wanted["decision-no_override"] = AlarmText(
+            "warning", None, why, "the edge keeps to its recipe; see the reasons"
         )
+    if ahead is None:
+        why = "no forecast can be made from the belief"
+        wanted["decision-no_forecast"] = AlarmText("critical", None, why, "see the estimate")
     elif ahead.p_release < RISK:
         why = f"probability of release {ahead.p_release:.2f}"
-        wanted["decision-release_at_risk"] = ("warning", None, why, "see the forecast; consider to intervene")
+        wanted["decision-release_at_risk"] = AlarmText("warning", None, why, "see the forecast; consider to intervene")
     desk, said = alarms(desk, "decision-", wanted, plan.at)
     return desk, running, [*outputs, *said]
 
@@ -282,13 +254,9 @@ def _ahead(desk: Desk, running: Running, decision: Decision) -> ForecastMessage 
 def _acknowledged(desk: Desk, message: Ack, at: datetime) -> Told:
     if (running := desk.running) is None:
         raise Rejected("unknown_batch", f"no batch has started on unit {desk.unit!r}: no override waits for an answer")
-    text = (
-        "warning",
-        None,
-        f"override {message.cmd_id} refused: {message.reason}"[:400],
-        "the edge keeps to its recipe",
-    )
+    refused = f"override {message.cmd_id} refused: {message.reason}"
+    text = AlarmText("warning", None, refused, "the edge keeps to its recipe")
     alive = heard(running, message, at)
     desk, said = alarms(desk, "override_refused", {} if message.accepted else {"override_refused": text}, message.at)
-    desk, cleared = alarms(desk, "edge_silent", {}, at) if alive is not running else (desk, ())
+    desk, cleared = _alive(desk, alive, at) if alive is not running else (desk, ())
     return replace(desk, running=alive), (*said, *cleared)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from controllers.guard import COORDINATE_RANGE
 from controllers.loop import Session, basis_of
 from controllers.plan import Decision, Plan
 from controllers.recipes import Schedule, recipe_schedule
+from service.desk.health import Look, flags, health_part, look
 from service.messages import (
     Band,
     Consistency,
@@ -28,7 +28,7 @@ from service.messages import (
     instant,
 )
 from service.messages.base import one_line
-from twin.batch import Batch, believe_at, latest
+from twin.batch import Batch
 from twin.bioreactor import Control, State
 from twin.estimation.belief import Z90, Belief, draws, lognormal, split
 from twin.evidence import ACTUATORS
@@ -67,36 +67,18 @@ def quantities(x: State) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def estimate_message(session: Session, start: datetime, units: Mapping[str, str], seq: int, epoch: int) -> Estimate:
-    """What is believed at the session's clock. `units`: of the kinetic parameters."""
-    batch, now = session.batch, session.clock
-    belief = believe_at(batch, now)
-    state = _state(belief, batch)
-    flags = doubts(belief, batch)
-    flags += [f"lost:{channel}" for channel in lost_channels(batch, now)]
-    flags += ["ended"] if session.ended else []
+def estimate_message(
+    session: Session, start: datetime, units: Mapping[str, str], seq: int, epoch: int, seen: Look | None = None
+) -> Estimate:
+    """What is believed as `seen` (default: at the session's clock). `units`: of the kinetic parameters."""
+    batch, seen = session.batch, seen or look(session.batch, session.clock)
+    belief = seen.belief
     return Estimate(
-        batch=batch.id, at=instant(now, start), basis=basis_of(batch, belief), state=state,
-        parameters=_parameters(belief, batch, units) if belief.finite else {}, flags=tuple(flags),
-        nis=_consistency(batch), seq=seq, epoch=epoch,
+        batch=batch.id, at=instant(seen.at, start), basis=basis_of(batch, belief), state=_state(belief, batch),
+        parameters=_parameters(belief, batch, units) if belief.finite else {},
+        flags=(*flags(seen), *(("ended",) if session.ended else ())), nis=_consistency(batch),
+        health=health_part(seen, batch, start), seq=seq, epoch=epoch,
     )  # fmt: skip
-
-
-def doubts(belief: Belief, batch: Batch) -> list[str]:
-    """Flags of a belief on which nothing can rest: not finite, or a coordinate outside what the guard takes for possible."""
-    if not belief.finite:
-        return ["belief_not_finite"]
-    known = (
-        (COORDINATE_RANGE[n], m) for n, m in zip(batch.layout.names, belief.mean, strict=True) if n in COORDINATE_RANGE
-    )
-    inside = all(math.log(low) <= mean <= math.log(high) for (low, high), mean in known)
-    return [] if inside else ["belief_out_of_range"]
-
-
-def lost_channels(batch: Batch, now: float) -> tuple[str, ...]:
-    """Channels that have been heard, but not for longer than their sensor allows."""
-    readings, sensors = latest(batch, now), batch.process.sensors
-    return tuple(c for c, s in sensors.items() if c in readings and not now - readings[c].sampled_at <= s.stale_after)
 
 
 def _state(belief: Belief, batch: Batch) -> dict[str, Quantity]:

@@ -46,6 +46,10 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "before_start": "the time lies before the batch started",
         "not_ours": "the topic belongs to a site or unit that this service does not serve",
         "retained": "a retained message where none may be retained: it may be old",
+        "from_the_future": "the time lies ahead of the clock, or further ahead of the batch than recordings pause",
+        "too_late": "the result comes longer after its sample than is replayed",
+        "conflict": "the same identifier and version has been said with other content",
+        "bad_sd": "the standard deviation is no positive number",
         "internal": "the message was understood but could not be processed; it is kept in the journal",
     }
 )

@@ -74,6 +74,7 @@ def measurement_fact(
     """A reading in its canonical unit, as a version of what it corrects. `received_at` [d since `start`]: when we learnt it.
 
     One that its sender marks as bad is a retraction: of the versions before it, or of itself where there are none.
+    One marked as confirmed is taken in whatever the filter makes of it.
     """
     value = canonical(message.channel, message.value, message.unit, None)
     return Measurement(
@@ -85,6 +86,7 @@ def measurement_fact(
         sd=None if message.sd is None else message.sd * scale_of(message.channel, message.unit),
         version=message.version,
         retracted=message.quality == "bad",
+        confirmed=message.quality == "confirmed",
     )
 
 
@@ -95,7 +97,7 @@ def measurement_message(
     return MeasurementMessage(
         id=fact.id, batch=batch, channel=fact.channel, value=fact.value, unit=CANONICAL[fact.channel],
         sampled_at=instant(fact.sampled_at, start), sd=fact.sd, sample=sample, version=fact.version,
-        quality="bad" if fact.retracted else "good", seq=seq, epoch=epoch,
+        quality="bad" if fact.retracted else "confirmed" if fact.confirmed else "good", seq=seq, epoch=epoch,
     )  # fmt: skip
 
 

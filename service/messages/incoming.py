@@ -24,7 +24,7 @@ from twin.sensors import CHANNELS, MONITORED, impossible
 from twin.units import CANONICAL, to_canonical
 
 CHANNEL_NAMES = (*CHANNELS, *MONITORED)
-Quality = Literal["good", "uncertain", "bad"]
+Quality = Literal["good", "uncertain", "bad", "confirmed"]
 
 _STAMP = {"seq": 17, "epoch": 1}
 _AT = {"at": "2026-11-21T06:00:00Z", **_STAMP}
@@ -68,7 +68,9 @@ class MeasurementMessage(Message):
     sample: Id | None = None
     version: int = Field(default=1, ge=1, le=10_000)  # a higher version of the same id supersedes
     supersedes: Id | None = None  # the id that this one corrects
-    quality: Quality = "good"  # bad: this version says that the value is void; it is kept and informs nothing
+    quality: Quality = "good"
+    # bad: this version says that the value is void; it is kept and informs nothing
+    # confirmed: a person stands by the value; it is taken in whatever gates and unit checks say
 
     @model_validator(mode="after")
     def _physical(self) -> MeasurementMessage:
@@ -250,13 +252,22 @@ _ASK: dict[str, Any] = {"reply_to": "celltwin/v1/siteA/unit1/reply/panel", "corr
 
 
 class StateQuery(_Query):
-    """Ask for the newest estimate."""
+    """Ask what is believed: now, or of a past time, with all that is known now or only what was known by then.
+
+    `at` absent: the newest time. `known_by` absent: everything that is known. So the belief *now* about a past time is
+    `at` alone, the belief *then* both with the same time.
+    """
 
     address = "query/state"
     title = "Ask for the state"
     verb = "state"
     example_topic = "query/state"
-    example: ClassVar[Mapping[str, Any]] = dict(_ASK)
+    example: ClassVar[Mapping[str, Any]] = {
+        **_ASK, "at": "2026-11-20T06:00:00Z", "known_by": "2026-11-20T06:00:00Z",
+    }  # fmt: skip
+
+    at: Time | None = None
+    known_by: Time | None = None
 
 
 class ForecastQuery(_Query):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from service.messages.base import (
     ActuatorName,
+    Count,
     Finite,
     Fraction,
     Id,
@@ -22,6 +23,8 @@ from service.messages.base import (
     Time,
 )
 from service.messages.incoming import canonical
+
+Severity = Literal["info", "warning", "critical"]
 
 _STAMP = {"seq": 204, "epoch": 3}
 
@@ -76,8 +79,60 @@ class Consistency(Part):
     accepted: int = Field(ge=0)
 
 
+class Verdict(Part):
+    """What became of the newest reading of a channel."""
+
+    at: Time  # when it was drawn
+    verdict: Literal["accepted", "widened", "rejected", "unit_slip", "quarantined"]
+    ratio: NonNegative | None  # its innovation over the gate: not believed above 1; null: not a number
+    detail: Text
+
+
+class Whiteness(Part):
+    """Innovations of one channel within the window; those of an honest filter are white and of the stated size."""
+
+    n: Count  # readings taken in
+    rejected: Count
+    nis: NonNegative | None  # their mean normalised innovation squared: 1 on average
+    low: NonNegative  # 99 % bounds of that mean for an honest filter; null: none
+    high: NonNegative | None
+    bias: Finite  # mean innovation [its standard deviations]
+    lag1: Finite  # correlation of neighbours
+    white: bool  # that correlation is within its 99 % bounds
+    ratio: NonNegative | None  # largest test ratio, refused readings included; null: not a number
+
+
+class Revised(Part):
+    """Facts that came late and moved what was believed; a jump is the largest shift of a state in its own sd."""
+
+    n: Count  # since inoculation
+    last: NonNegative | None  # jump of the newest one; null: none yet, or not a number
+    largest: NonNegative | None
+    cause: Id | None  # the fact behind the newest one
+    at: Time | None  # when that fact belongs
+
+
+class HealthPart(Part):
+    """Whether the estimate is to be trusted, by the readings of the last `window_days`."""
+
+    window_days: NonNegative
+    nis: NonNegative | None  # over all channels; null: no reading was taken in
+    honest: bool  # that mean is within its 99 % bound: the filter is not overconfident
+    channels: dict[Id, Whiteness]  # with fewer than five readings in the window a channel is left out
+    newest: dict[Id, Verdict]
+    repairs: Count  # of the covariance, since inoculation
+    shadow_gap: (
+        NonNegative | None
+    )  # largest distance of the shadow filter's state [sd]; null: no shadow, or a past time
+    revisions: Revised
+
+
 class Estimate(Message):
-    """What the twin believes now, resting on everything up to `at`."""
+    """What the twin believes now, resting on everything up to `at`.
+
+    Flags: `ended`, `belief_not_finite`, `belief_out_of_range`, `overconfident`, `shadow_apart`, and with a channel after a
+    colon `lost`, `unit_slip`, `biased`, and `quarantined` with why after another: `stuck`, `contradicted`, `drift`.
+    """
 
     address = "estimate"
     direction = "from_twin"
@@ -88,7 +143,16 @@ class Estimate(Message):
         "batch": "B001", "at": "2026-11-21T06:00:00Z", "basis": "9f2c41aa",
         "state": {"glucose": {"mean": 17.8, "sd": 0.4, "q05": 17.1, "q95": 18.5, "unit": "mM"}},
         "parameters": {"mu_max": {"mean": 0.79, "sd": 0.05, "q05": 0.71, "q95": 0.88, "unit": "1/d"}},
-        "flags": ["lost:capacitance"], "nis": {"glucose": {"mean": 0.9, "n": 12, "accepted": 12}}, **_STAMP,
+        "flags": ["lost:capacitance"], "nis": {"glucose": {"mean": 0.9, "n": 12, "accepted": 12}},
+        "health": {
+            "window_days": 1.0, "nis": 1.1, "honest": True,
+            "channels": {"raman_glucose": {
+                "n": 24, "rejected": 0, "nis": 1.1, "low": 0.41, "high": 1.9, "bias": 0.1, "lag1": 0.05, "white": True,
+                "ratio": 0.6}},
+            "newest": {"glucose": {"at": "2026-11-21T06:00:00Z", "verdict": "accepted", "ratio": 0.2, "detail": ""}},
+            "repairs": 0, "shadow_gap": 0.3,
+            "revisions": {"n": 1, "last": 0.4, "largest": 0.4, "cause": "S0040", "at": "2026-11-20T06:00:00Z"},
+        }, **_STAMP,
     }  # fmt: skip
 
     batch: Id
@@ -98,6 +162,7 @@ class Estimate(Message):
     parameters: dict[Id, Quantity]
     flags: Listed[Text]
     nis: dict[Id, Consistency]
+    health: HealthPart | None = None  # absent in journals of versions before it
 
 
 class Band(Part):
@@ -190,20 +255,26 @@ class PlanMessage(Message):
 
 
 class Alarm(Message):
-    """Something a person should know; cleared by an empty retained message on the same topic."""
+    """Something a person should know; cleared by an empty retained message on the same topic.
+
+    One alarm a channel and cause: `stuck`, `contradicted`, `drift`, `biased`, `unit_slip`, `lost`, each with the channel after
+    a hyphen; `overconfident`, `shadow_apart`, `belief_not_finite`, `belief_out_of_range` of the estimate. `edge_silent` stands
+    for all probes of the edge, `alarm_flood` for whatever else a storm would raise. A unit slip is no refusal: the value is
+    kept, withheld from the estimate, and the alarm proposes what it should read.
+    """
 
     address = "alarm/{code}"
     direction = "from_twin"
     title = "Alarm"
     retain = True
-    example_topic = "alarm/channel_lost-capacitance"
+    example_topic = "alarm/lost-capacitance"
     example: ClassVar[Mapping[str, Any]] = {
-        "code": "channel_lost-capacitance", "severity": "warning", "since": "2026-11-21T06:00:00Z", "batch": "B001",
-        "channel": "capacitance", "message": "no capacitance for 6 h", "action": "check the probe", **_STAMP,
+        "code": "lost-capacitance", "severity": "warning", "since": "2026-11-21T06:00:00Z", "batch": "B001",
+        "channel": "capacitance", "message": "no reading since day 4.25", "action": "check the device", **_STAMP,
     }  # fmt: skip
 
     code: Id
-    severity: Literal["info", "warning", "critical"]
+    severity: Severity
     since: Time
     batch: Id | None
     channel: Id | None

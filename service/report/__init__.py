@@ -5,9 +5,11 @@ from __future__ import annotations
 from service.report.data import (
     Alert,
     Band,
+    Consistency,
     Criterion,
     Curve,
     Decided,
+    Judged,
     Limit,
     Outcome,
     ReportData,
@@ -18,6 +20,6 @@ from service.report.data import (
 from service.report.page import render, write_report
 
 __all__ = [
-    "Alert", "Band", "Criterion", "Curve", "Decided", "Limit", "Outcome", "ReportData", "Samples", "as_simulated",
+    "Alert", "Band", "Consistency", "Criterion", "Curve", "Decided", "Judged", "Limit", "Outcome", "ReportData", "Samples", "as_simulated",
     "outcome_of", "render", "write_report",
 ]  # fmt: skip

@@ -44,7 +44,26 @@ class Samples(NamedTuple):
 
     t: Float[np.ndarray, " n"]  # [d]
     value: Float[np.ndarray, " n"]
-    used: np.ndarray  # bool: the filter took it in
+    used: np.ndarray  # bool: the filter took it in, and nobody took it back
+    late: np.ndarray | None = None  # bool: it came when the twin had decided without it
+    corrected: np.ndarray | None = None  # bool: a later version of what was first said
+
+
+class Judged(NamedTuple):
+    """What became of one channel's readings, as it was last said of each."""
+
+    t: Float[np.ndarray, " n"]  # when they were drawn [d]
+    verdict: tuple[str, ...]  # accepted, widened, rejected, unit_slip, quarantined
+    ratio: Float[np.ndarray, " n"]  # innovation over gate
+
+
+class Consistency(NamedTuple):
+    """One channel's mean normalised innovation squared over a sliding window, and its 99 % bounds for an honest filter."""
+
+    t: Float[np.ndarray, " n"]  # end of the window [d]
+    nis: Float[np.ndarray, " n"]
+    low: Float[np.ndarray, " n"]
+    high: Float[np.ndarray, " n"]
 
 
 class Limit(NamedTuple):
@@ -139,6 +158,9 @@ class ReportData:
     forecast: Mapping[str, Band] = field(default_factory=dict)
     decisions: tuple[Decided, ...] = ()
     alerts: tuple[Alert, ...] = ()
+    judged: Mapping[str, Judged] = field(default_factory=dict)  # by channel
+    consistency: Mapping[str, Consistency] = field(default_factory=dict)  # by channel
+    revisions: Curve | None = None  # jump of the belief [sd] by a late or corrected fact, at the time it was taken in
     ended: bool = False
     outcome: Outcome | None = None
     others: tuple[Outcome, ...] = ()  # the same donor under other policies, for comparison

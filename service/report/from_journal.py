@@ -31,7 +31,20 @@ from service.messages import (
     linked,
     measurement_fact,
 )
-from service.report.data import ESTIMATED, Alert, Band, Curve, Decided, Limit, Outcome, ReportData, Samples, outcome_of
+from service.report.data import (
+    ESTIMATED,
+    Alert,
+    Band,
+    Consistency,
+    Curve,
+    Decided,
+    Judged,
+    Limit,
+    Outcome,
+    ReportData,
+    Samples,
+    outcome_of,
+)
 from twin.config import ConfigError, load_config, load_limits, load_targets
 from twin.evidence import ACTUATORS, Measurement
 from twin.process import Limits, Target
@@ -39,6 +52,12 @@ from twin.units import CANONICAL
 
 FORECAST_DAY = 6.0
 """The forecast that the report holds to account: the first one made on or after this day [d]."""
+
+
+LATE = 0.25
+"""A value that comes longer than this after its sample [d] is marked: the twin has decided without it."""
+
+HELD_BACK = ("rejected", "unit_slip", "quarantined")
 
 
 class UnknownBatch(LookupError):
@@ -54,7 +73,7 @@ class _Found:
     decisions: list[Mapping[str, Any]] = field(default_factory=list)
     overrides: set[str] = field(default_factory=set)  # basis of every override sent
     alarms: list[Alarm] = field(default_factory=list)
-    told: list[MeasurementMessage] = field(default_factory=list)
+    told: list[tuple[MeasurementMessage, datetime]] = field(default_factory=list)  # and what time the twin was at
     readings: dict[str, Measurement] = field(default_factory=dict)  # by id, the highest version
     readbacks: list[ReadBack] = field(default_factory=list)
     end: BatchEnd | None = None
@@ -107,20 +126,22 @@ def collect(rows: Iterable[Row], batch: str, head: Head | None = None, unit: str
         **CANONICAL,
         **{k: q.unit for e in found.estimates[-1:] for k, q in (*e.state.items(), *e.parameters.items())},
     }
-    shown = _shown(found.forecasts, start)
+    shown, judged = _shown(found.forecasts, start), _judged(found.estimates, start)
     if ended:
         remarks = (*remarks, ESTIMATED)
     return ReportData(
         batch=batch, origin="recorded", until=until, policy=str(found.decisions[-1]["plan"]["policy"]) if found.decisions else "",
         facts={"donor": opened.donor or "unknown", "preset": opened.preset, "recipe": opened.recipe,
                "volume": f"{opened.volume_l:g} L", "mode": found.mode},
-        started=start, units=units, estimates=estimates, samples=_samples(found.readings.values()),
+        started=start, units=units, estimates=estimates, samples=_samples(found.readings.values(), judged),
         inputs={k: v for k, v in inputs.items() if k in ACTUATORS}, limits=_lines(targets, limits), parameters=learnt,
         p_pass=_p_pass(found.forecasts, start), p_release=_p_release(found.forecasts, start),
         forecast_from=None if shown is None else days(shown.from_, start),
         forecast={} if shown is None else _bands(shown, start),
         decisions=tuple(_decided(d, found.overrides) for d in found.decisions),
         alerts=tuple(Alert(days(a.since, start), a.code, a.severity, a.message) for a in found.alarms),
+        judged=judged, consistency=_consistency(found.estimates, start),
+        revisions=_revisions(found.estimates, start),
         ended=ended, outcome=_outcome(found, estimates, inputs, targets, until) if ended else None,
         provenance=_provenance(root, found, head), remarks=remarks,
     )  # fmt: skip
@@ -143,7 +164,7 @@ def _read(rows: Iterable[Row], opened: BatchStart) -> _Found:
             if isinstance(message, BatchStart):
                 running = message.batch
             elif getattr(message, "batch", None) == opened.batch:
-                _receive(found, message)
+                _receive(found, message, found.estimates[-1].at if found.estimates else opened.at)
         elif row.kind == "decision":
             decision = json.loads(row.payload)
             if decision.get("batch") == opened.batch:
@@ -158,26 +179,27 @@ def _read(rows: Iterable[Row], opened: BatchStart) -> _Found:
     return found
 
 
-def _readings(told: Iterable[MeasurementMessage], opened: BatchStart) -> dict[str, Measurement]:
+def _readings(told: Iterable[tuple[MeasurementMessage, datetime]], opened: BatchStart) -> dict[str, Measurement]:
     """What the laboratory and the probes stand by at the end: of every reading the highest version, retracted ones marked."""
-    links, kept = NO_LINKS, list[MeasurementMessage]()
-    for message in told:
+    links, kept = NO_LINKS, list[tuple[MeasurementMessage, datetime]]()
+    for message, heard in told:
         try:
             links = linked(links, message)
         except Rejected:
             continue
-        kept.append(message)
+        kept.append((message, heard))
     readings: dict[str, Measurement] = {}
-    for message in kept:
-        fact = measurement_fact(message, opened.at, days(message.sampled_at, opened.at), links)
+    for message, heard in kept:
+        received = days(max(heard, message.sampled_at), opened.at)
+        fact = measurement_fact(message, opened.at, received, links)
         if fact.id not in readings or fact.version > readings[fact.id].version:
             readings[fact.id] = fact
     return readings
 
 
-def _receive(found: _Found, message: Any) -> None:
+def _receive(found: _Found, message: Any, heard: datetime) -> None:
     if isinstance(message, MeasurementMessage):
-        found.told.append(message)
+        found.told.append((message, heard))
     elif isinstance(message, ReadBack):
         found.readbacks.append(message)
     elif isinstance(message, BatchEnd):
@@ -247,12 +269,51 @@ def _over_time(said: list[tuple[datetime, dict[str, tuple[float, float, float]]]
     return {name: Band(*np.array(sorted(rows)).T) for name, rows in series.items()}
 
 
-def _samples(readings: Iterable[Measurement]) -> dict[str, Samples]:
-    by_channel: dict[str, list[tuple[float, float, bool]]] = {}
+def _samples(readings: Iterable[Measurement], judged: Mapping[str, Judged]) -> dict[str, Samples]:
+    refused = {(c, at) for c, j in judged.items() for at, v in zip(j.t, j.verdict, strict=True) if v in HELD_BACK}
+    by_channel: dict[str, list[tuple[float, float, bool, bool, bool]]] = {}
     for m in readings:
-        by_channel.setdefault(m.channel, []).append((m.sampled_at, m.value, not m.retracted))
+        used = not m.retracted and (m.channel, m.sampled_at) not in refused
+        late = m.received_at - m.sampled_at > LATE
+        by_channel.setdefault(m.channel, []).append((m.sampled_at, m.value, used, late, m.version > 1))
     columns = {channel: np.array(sorted(rows)).T for channel, rows in by_channel.items()}
-    return {channel: Samples(t, value, used.astype(bool)) for channel, (t, value, used) in columns.items()}
+    return {c: Samples(t, value, *(mark.astype(bool) for mark in marks)) for c, (t, value, *marks) in columns.items()}
+
+
+def _judged(estimates: Iterable[Estimate], start: datetime) -> dict[str, Judged]:
+    """What became of every reading that was once the newest of its channel, as it was last said."""
+    said: dict[str, dict[float, tuple[str, float]]] = {}
+    for e in estimates:
+        for channel, v in (e.health.newest if e.health is not None else {}).items():
+            ratio = v.ratio if v.ratio is not None else float("nan")
+            said.setdefault(channel, {})[days(v.at, start)] = (v.verdict, ratio)
+    return {
+        channel: Judged(
+            np.array([t for t, _ in rows]), tuple(v for _, (v, _) in rows), np.array([r for _, (_, r) in rows])
+        )
+        for channel, rows in ((c, sorted(by_time.items())) for c, by_time in sorted(said.items()))
+    }
+
+
+def _consistency(estimates: Iterable[Estimate], start: datetime) -> dict[str, Consistency]:
+    rows: dict[str, list[tuple[float, float, float, float]]] = {}
+    for e in estimates:
+        for channel, w in (e.health.channels if e.health is not None else {}).items():
+            if w.nis is not None and w.high is not None:
+                rows.setdefault(channel, []).append((days(e.at, start), w.nis, w.low, w.high))
+    return {channel: Consistency(*np.array(sorted(said)).T) for channel, said in sorted(rows.items())}
+
+
+def _revisions(estimates: Iterable[Estimate], start: datetime) -> Curve | None:
+    """Jumps of the belief, the newest one where several came between two estimates."""
+    found: list[tuple[float, float]] = []
+    before = 0
+    for e in estimates:
+        if e.health is not None and e.health.revisions.n > before:
+            before = e.health.revisions.n
+            if e.health.revisions.last is not None:
+                found.append((days(e.at, start), e.health.revisions.last))
+    return Curve(*np.array(found).T) if found else None
 
 
 def _inputs(readbacks: Iterable[ReadBack], start: datetime, volume: float) -> dict[str, Curve]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from service.report import plots
+from service.report import health_plots, plots
 from service.report.data import Criterion, Decided, Outcome, ReportData, Verdict
 
 VERDICTS: Mapping[Verdict, str] = {
@@ -79,6 +79,18 @@ def render(data: ReportData) -> str:
             "What the twin learnt about this donor", plots.parameters(data),
             "Parameters start at the population's spread and narrow as far as the data allow; a band that stays wide says "
             "that routine data do not show this parameter.",
+        ),
+        _figure_section(
+            "Which readings the twin believed", health_plots.verdicts(data),
+            "Every reading is held against what was expected of it. Held back are readings of a probe that is stuck, drifts or "
+            "stands alone against all others, and values that would fit in another unit; one that came after a newer one is not among "
+            "them. Bars: how far a fact that came late, or a "
+            "correction, moved the belief.",
+        ),
+        _figure_section(
+            "Whether the twin's own error bars hold", health_plots.consistency(data),
+            "Mean of squared innovations over their stated variance, over one day: 1 when the bands are as wide as they should "
+            "be, above the grey band (99 % bounds) when they are too narrow, below it when too wide.",
         ),
         _decisions(data.decisions),
         _alerts(data),

@@ -37,7 +37,8 @@ TITLES: Mapping[str, str] = {
     "lactate": "Lactate", "glutamine": "Glutamine", "ammonia": "Ammonia", "cytokine": "Cytokine", "ph": "pH",
     "do": "Dissolved oxygen", "car_fraction": "CAR⁺ fraction", "exhausted_fraction": "Exhausted fraction",
     "exhausted": "Exhausted fraction", "doublings": "Population doublings", "volume": "Volume",
-    "oxygen_uptake": "Oxygen uptake", "perfusion": "Perfusion", "feed": "Feed", "bleed": "Bleed",
+    "oxygen_uptake": "Oxygen uptake", "capacitance": "Capacitance", "raman_glucose": "Raman glucose",
+    "raman_lactate": "Raman lactate", "perfusion": "Perfusion", "feed": "Feed", "bleed": "Bleed",
     "cytokine_dose": "Cytokine dosing", "mu_max": "Growth rate",
     "tau_lag": "Lag time", "K_L": "Lactate inhibition", "K_A": "Ammonia inhibition", "PD_max": "Replicative limit",
     "Y_LG": "Lactate yield", "Y_AQ": "Ammonia yield", "a_G": "Glucose per growth", "m_G": "Glucose upkeep",
@@ -70,7 +71,8 @@ def pretty_unit(unit: str) -> str:
     }.get(unit, unit)  # fmt: skip
 
 
-def _figure(rows: int, columns: int, height: float, width: float) -> tuple[Figure, list[Axes]]:
+def new_figure(rows: int, columns: int, height: float, width: float) -> tuple[Figure, list[Axes]]:
+    """A figure of the report's style and its axes in reading order; sizes in inches."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height * rows))
         figure.get_layout_engine().set(h_pad=0.07, w_pad=0.08)  # type: ignore[union-attr]
@@ -107,7 +109,8 @@ def _limits(axes: Axes, limits: Iterable[Limit]) -> None:
             )  # fmt: skip
 
 
-def _days(axes: Sequence[Axes], until: float) -> None:
+def days_axis(axes: Sequence[Axes], until: float) -> None:
+    """Days from inoculation to `until` on every one of `axes`."""
     for a in axes:
         a.set_xlim(0.0, max(until, 0.5) * 1.01)
         a.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=until >= 4))
@@ -119,11 +122,11 @@ def estimates(data: ReportData, names: Sequence[str] = SHOWN, columns: int = 2) 
     if not shown:
         return None
     rows = -(-len(shown) // columns)
-    figure, axes = _figure(rows, columns, 2.05, 9.6)
+    figure, axes = new_figure(rows, columns, 2.05, 9.6)
     with mpl.rc_context(STYLE):
         for a, name in zip(axes, shown, strict=False):
             _estimate(a, data, name)
-        _days(axes[: len(shown)], data.until)
+        days_axis(axes[: len(shown)], data.until)
         for a in axes[len(shown) :]:
             a.set_visible(False)
         figure.supxlabel("days since inoculation", fontsize=9, color=FAINT)
@@ -158,6 +161,14 @@ def _estimate(a: Axes, data: ReportData, name: str) -> None:
         look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4 if few else 1.6}
         a.plot(s.t[s.used], s.value[s.used], **look, markerfacecolor=ORANGE, markeredgecolor="white",
                markeredgewidth=0.6 if few else 0.0, label="samples", zorder=3)  # fmt: skip
+        rings: tuple[tuple[np.ndarray | None, str, str, str], ...] = (
+            (s.late, "o", PURPLE, "came late"),
+            (s.corrected, "D", GREEN, "corrected"),
+        )
+        for marked, shape, colour, label in rings:
+            if marked is not None and (chosen := marked & s.used).any():
+                a.plot(s.t[chosen], s.value[chosen], linestyle="none", marker=shape, markersize=8, markerfacecolor="none",
+                       markeredgecolor=colour, markeredgewidth=0.9, label=label, zorder=2.8)  # fmt: skip
         if not s.used.all():
             a.plot(s.t[~s.used], s.value[~s.used], linestyle="none", marker="x", markersize=5, color=RED,
                    label="samples retracted or refused", zorder=3)  # fmt: skip
@@ -173,7 +184,7 @@ def inputs(data: ReportData) -> Figure | None:
     shown = [n for n in order if n in data.inputs and (np.any(data.inputs[n].value > 0) or n == "perfusion")]
     if not shown:
         return None
-    figure, axes = _figure(len(shown), 1, 1.55, 9.6)
+    figure, axes = new_figure(len(shown), 1, 1.55, 9.6)
     with mpl.rc_context(STYLE):
         for a, name, colour in zip(axes, shown, (BLUE, GREEN, PURPLE, ORANGE), strict=False):
             _label(a, name, data.units.get(name, ""))
@@ -186,7 +197,7 @@ def inputs(data: ReportData) -> Figure | None:
                 a.legend(loc="upper left", ncols=2)
             a.set_ylim(bottom=0.0)
             _limits(a, data.limits.get(name, ()))
-        _days(axes, data.until)
+        days_axis(axes, data.until)
         axes[-1].set_xlabel("days since inoculation")
     return figure
 
@@ -200,7 +211,7 @@ def probabilities(data: ReportData) -> Figure | None:
     """P(pass) of every CQA and of release, as forecast on each day."""
     if data.p_release is None and not data.p_pass:
         return None
-    figure, (a,) = _figure(1, 1, 2.7, 9.6)
+    figure, (a,) = new_figure(1, 1, 2.7, 9.6)
     with mpl.rc_context(STYLE):
         styles = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
         for (name, curve), colour, style in zip(
@@ -213,7 +224,7 @@ def probabilities(data: ReportData) -> Figure | None:
         a.set_ylim(-0.03, 1.03)
         a.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
         a.set_xlabel("day of the forecast")
-        _days([a], data.until)
+        days_axis([a], data.until)
         figure.legend(loc="outside right upper")
     return figure
 
@@ -223,7 +234,7 @@ def forecast(data: ReportData, names: Sequence[str] = ("viable_density", "viabil
     shown = [n for n in names if n in data.forecast]
     if not shown or data.forecast_from is None:
         return None
-    figure, axes = _figure(1, len(shown), 2.5, 9.6)
+    figure, axes = new_figure(1, len(shown), 2.5, 9.6)
     with mpl.rc_context(STYLE):
         for a, name in zip(axes, shown, strict=True):
             _label(a, name, data.units.get(name, ""))
@@ -236,7 +247,7 @@ def forecast(data: ReportData, names: Sequence[str] = ("viable_density", "viabil
             a.axvline(data.forecast_from, color=FAINT, linewidth=0.8)
             a.set_xlabel("days since inoculation")
             _limits(a, data.limits.get(name, ()))
-        _days(axes, max(data.until, max(float(data.forecast[n].t[-1]) for n in shown)))
+        days_axis(axes, max(data.until, max(float(data.forecast[n].t[-1]) for n in shown)))
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure
 
@@ -248,7 +259,7 @@ def parameters(data: ReportData) -> Figure | None:
         return None
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    figure, axes = _figure(rows, columns, 1.7, 9.6)
+    figure, axes = new_figure(rows, columns, 1.7, 9.6)
     with mpl.rc_context(STYLE):
         for a, name in zip(axes, shown, strict=False):
             unit = data.units.get(name, "")
@@ -260,5 +271,5 @@ def parameters(data: ReportData) -> Figure | None:
                 a.plot(true.t, true.value, color=INK, linewidth=1.2, linestyle=(0, (1, 1.4)))
         for a in axes[len(shown) :]:
             a.set_visible(False)
-        _days(axes[: len(shown)], data.until)
+        days_axis(axes[: len(shown)], data.until)
     return figure

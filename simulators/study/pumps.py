@@ -277,9 +277,10 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
         for recipe in RECIPES:
             for onset in ONSETS:
                 here = [c for c in mine if c["onset"] == onset and c["recipe"] == recipe]
-                hours = [c["hours"] for c in here if _right(c)]
+                right = [c for c in here if _right(c)]
+                hours = [c["hours"] for c in right if c["hours"] is not None]
                 line.append(
-                    f"{len(hours)}/{len(here)}"
+                    f"{len(right)}/{len(here)}"
                     + (f" {np.median(hours):.0f}h" if hours else "")
                     + " ".join(["", *(f"{_share(here, q):.2f}" for q in HELD)])
                 )

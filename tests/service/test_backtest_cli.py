@@ -26,7 +26,7 @@ def test_json_has_the_keys_that_others_rely_on(small: Path, capsys: pytest.Captu
     assert run(["backtest", str(small), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     score = answer["one_step"]["viable_density"]
-    assert {"rmse_log", "n", "coverage90", "persistence", "group_mean"} <= set(score)
+    assert {"rmse_log", "n", "coverage90", "persistence", "group_mean", "balances", "crps"} <= set(score)
     assert score["n"] == 9 and score["persistence"] == pytest.approx(0.588, abs=2e-3) and score["group_mean"] < 1e-3
     assert isinstance(answer["horizon"], list) and answer["mapping"] == "tidy"
 

@@ -29,13 +29,20 @@ from tests.service.batch_driver import (
 from twin.donors.prior import DonorPrior
 
 
-def test_a_lost_channel_raises_an_alarm_until_it_is_back(played: Driver) -> None:
+def test_probes_lost_together_are_one_silent_edge_and_those_that_stay_lost_are_named(played: Driver) -> None:
     desk, said = estimate(tell(played.desk, reading("glucose", 20.0, "mM", 1.6))[0])
-    codes = {a["code"] for a in contents(list(said), "alarm/")}
-    assert codes == {"channel_lost-capacitance", "channel_lost-raman_glucose", "channel_lost-raman_lactate"}
+    (alarm,) = contents(list(said), "alarm/")
+    assert alarm["code"] == "edge_silent"
+    assert alarm["message"] == "every probe is lost: capacitance, raman_glucose, raman_lactate"
     assert "lost:capacitance" in contents(list(said), "estimate")[0]["flags"]
-    desk, said = estimate(tell(desk, reading("capacitance", 0.4, "pF/cm", 1.61))[0])
-    assert [(o.suffix, o.payload) for o in said[1:]] == [("alarm/channel_lost-capacitance", b"")]
+    desk, said = tell(desk, read_back("perfusion", 0.5, 1.605))
+    assert "alarm/edge_silent" not in [o.suffix for o in said]  # the edge lives, its probes do not
+    desk, said = tell(desk, reading("capacitance", 0.4, "pF/cm", 1.61))
+    assert ("alarm/edge_silent", b"") in [(o.suffix, o.payload) for o in said]
+    desk, said = estimate(desk)
+    assert [a["code"] for a in contents(list(said), "alarm/")] == ["lost-raman_glucose", "lost-raman_lactate"]
+    desk, said = estimate(tell(desk, reading("raman_glucose", 20.0, "mM", 1.62))[0])
+    assert [(o.suffix, o.payload) for o in said[1:]] == [("alarm/lost-raman_glucose", b"")]
 
 
 def test_a_refused_override_raises_an_alarm(played: Driver) -> None:
@@ -56,7 +63,7 @@ def test_an_impossible_belief_is_flagged_and_raises_an_alarm_once(
     mean = batch.belief.mean.copy()
     mean[batch.layout.index("viable")] = value
     with monkeypatch.context() as patched:
-        patched.setattr("service.desk.views.believe_at", lambda b, t: replace(b.belief, mean=mean))
+        patched.setattr("service.desk.health.believe_at", lambda b, t: replace(b.belief, mean=mean))
         desk, said = estimate(played.desk)
         assert flag in json.loads(said[0].payload)["flags"]
         assert f"alarm/{flag}" in [o.suffix for o in said]

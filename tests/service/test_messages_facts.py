@@ -152,3 +152,17 @@ def test_an_event_survives_the_wire(cls: type[EventMessage]) -> None:
     fact = event_fact(message, START)
     assert fact.kind == cls.kind
     assert event_message(fact, batch=message.batch, start=START, seq=message.seq, epoch=message.epoch) == message
+
+
+@pytest.mark.parametrize(
+    ("quality", "retracted", "confirmed"),
+    [("good", False, False), ("uncertain", False, False), ("bad", True, False), ("confirmed", False, True)],
+)
+def test_what_a_sender_thinks_of_a_value_reaches_the_fact_and_comes_back(
+    quality: str, retracted: bool, confirmed: bool
+) -> None:
+    message = MeasurementMessage.model_validate({**MeasurementMessage.example, "quality": quality})
+    fact = measurement_fact(message, message.sampled_at, 0.0)
+    assert (fact.retracted, fact.confirmed) == (retracted, confirmed)
+    again = measurement_message(fact, batch="B001", start=message.sampled_at, seq=1, epoch=1)
+    assert again.quality == ("good" if quality == "uncertain" else quality)

@@ -84,7 +84,7 @@ def alone(algorithm: Filter, belief: Belief, drive: Drive, y: np.ndarray) -> tup
         s = joint.cov[n + j, n + j] + R[j]
         taken[j] = abs(y[j] - joint.mean[n + j]) <= GATE[j] * np.sqrt(s)
         if taken[j]:
-            joint = condition(joint, n + j, float(y[j]), float(R[j]))
+            joint = condition(joint, n + int(j), float(y[j]), float(R[j]))
     cov = joint.cov[:n, :n]
     return Belief(belief.time, joint.mean[:n], (cov + cov.T) / 2.0, belief.repairs), taken
 

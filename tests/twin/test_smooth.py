@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from simulators import record
+from simulators.matched import matched_run
+from simulators.matched import told as whole_batch
 from tests.twin.linear import LAYOUT, PROCESS, SENSORS, Everything, Linear, N, linear_batch, prior
-from tests.twin.matched import matched_run
-from tests.twin.matched import told as whole_batch
 from twin.batch import believe_at, start
 from twin.bioreactor import Coordinates
 from twin.donors.prior import preset_prior

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
+from simulators.matched import matched_run, told
 from tests.twin.linear import Everything, Linear, linear_batch, prior
-from tests.twin.matched import matched_run, told
 from twin.batch import apply, assimilate, note, start
 from twin.bioreactor import Coordinates
 from twin.config import ConfigError, configs_dir, load_config
@@ -55,16 +55,19 @@ def test_innovations_have_the_density_of_all_readings_at_once(name: str) -> None
     whole = Everything(batch, model)
     density = multivariate_normal(whole.expected, whole.spread).logpdf([m.value for m in batch.evidence])
     assert max(i.nis for i in batch.innovations) < CLIP_NIS
-    assert log_likelihood(batch.innovations) == pytest.approx(density, abs=1e-8)
+    assert log_likelihood(batch.innovations, batch.process) == pytest.approx(density, abs=1e-8)
 
 
-def test_a_wild_reading_costs_no_more_than_the_clip() -> None:
-    def one(residual: float) -> Innovation:
-        return Innovation(1.0, "glucose", residual, 0.5, residual**2 / 0.5, 1.0, "rejected")
+def test_a_wild_reading_costs_a_fixed_amount_whatever_the_filter_believed() -> None:
+    def one(residual: float, s: float) -> Innovation:
+        return Innovation(1.0, "glucose", residual, s, residual**2 / s, 1.0, "rejected")
 
-    assert log_likelihood([one(1e3)]) == log_likelihood([one(1e6)]) == pytest.approx(
-        -0.5 * (np.log(2 * np.pi * 0.5) + CLIP_NIS)
-    )  # fmt: skip
+    cost = -0.5 * (np.log(2 * np.pi * PROCESS.sensors["glucose"].sd ** 2) + CLIP_NIS)
+    for wild in (one(1e3, 0.5), one(1e6, 0.5), one(1e3, 0.002)):
+        assert log_likelihood([wild], PROCESS) == pytest.approx(cost)
+    expected = -0.5 * (np.log(2 * np.pi * 0.5) + 0.02)
+    assert log_likelihood([one(0.1, 0.5)], PROCESS) == pytest.approx(expected)
+    assert log_likelihood([], PROCESS) == 0.0
 
 
 def batch_of(*facts: Measurement | ControlApplied | Event) -> Batch:
@@ -142,14 +145,17 @@ def test_noise_that_was_configured_wrongly_is_found_again() -> None:
     assert found.evaluations <= 60
     for name, factor in wrong.items():
         assert factor * found.multipliers[name] == pytest.approx(1.0, rel=0.35), name
-    assert score(found.process, batches).log_likelihood > score(PROCESS, batches).log_likelihood - 1.0
+    true = score(PROCESS, batches, against=began).log_likelihood
+    assert score(found.process, batches, against=began).log_likelihood > true - 1.0
 
 
 def noise_file(folder: Path, **content: object) -> str:
-    noise, process = folder / "noise.yaml", folder / "process.yaml"
+    """A process file that names a noise of the given content, or none where there is none."""
+    noise, process = folder / "noise.yaml", folder / f"process{len(content)}.yaml"
     noise.write_text(yaml.safe_dump({"name": "n", "source": "made up", **content}), encoding="utf-8")
     shipped = yaml.safe_load((configs_dir() / "processes" / "car_nk.yaml").read_text(encoding="utf-8"))
-    process.write_text(yaml.safe_dump({**shipped, "noise": str(noise)}), encoding="utf-8")
+    named = {"noise": str(noise)} if content else {}
+    process.write_text(yaml.safe_dump({k: v for k, v in shipped.items() if k != "noise"} | named), encoding="utf-8")
     return str(process)
 
 
@@ -157,13 +163,13 @@ def test_a_process_file_names_its_noise(tmp_path: Path) -> None:
     named = noise_file(
         tmp_path, process={"viable": 0.07}, parameter_walk=0.0, sensors={"ph": {"sd": 0.01}, "do": {"walk": 0.3}}
     )
-    process = load_config(named)
-    assert process.noise == PROCESS.noise._replace(viable=0.07) and process.parameter_walk == 0.0
-    assert process.sensors["ph"] == replace(PROCESS.sensors["ph"], sd=0.01)
-    was = PROCESS.sensors["do"]
+    process, plain = load_config(named), load_config(noise_file(tmp_path))
+    assert process.noise == plain.noise._replace(viable=0.07) and process.parameter_walk == 0.0
+    assert process.sensors["ph"] == replace(plain.sensors["ph"], sd=0.01)
+    was = plain.sensors["do"]
     assert was.error is not None
     assert process.sensors["do"] == replace(was, error=was.error._replace(walk=0.3))
-    assert process.sensors["weight"] == PROCESS.sensors["weight"]
+    assert process.sensors["weight"] == plain.sensors["weight"]
 
 
 @pytest.mark.parametrize(

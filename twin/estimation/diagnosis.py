@@ -60,7 +60,7 @@ SPEAKING = (
 PACE = 1.0 / 24.0
 """Longest step of the bank [d]."""
 
-Kind = Literal["nothing", "delivery", "stuck_on", "bag", "growth", "uptake", "death", "sensor"]
+Kind = Literal["nothing", "delivery", "stuck_on", "bag", "growth", "uptake", "death", "yield", "sensor"]
 
 
 class Prior(NamedTuple):
@@ -87,6 +87,7 @@ BAGGED: Mapping[str, tuple[str, ...]] = {
 """What is not as announced in a medium bag."""
 CELLS: Mapping[str, tuple[str, ...]] = {
     "growth": ("mu_max",), "uptake": ("a_G", "m_G", "a_Q", "m_Q"), "death": ("k_d0", "k_dS", "k_dC", "k_dL", "k_dA", "k_dP"),
+    "yield": ("Y_LG",),
 }  # fmt: skip
 """Kinetics that move together when the cells' behaviour shifts."""
 
@@ -107,6 +108,7 @@ def catalogue(process: Process) -> tuple[Prior, ...]:
         *(Prior("bag", b, BAGS, 0.006 if b == "medium" else 0.002) for b in BAGGED),
         Prior("growth", "", SHIFTS, 0.01, WOBBLE, 0.2),
         Prior("uptake", "", ((0.6, 0.5), (0.7, 1.0), (1.4, 1.0), (1.7, 0.5)), 0.005, WOBBLE, 0.2),
+        Prior("yield", "", ((0.1, 1.0), (0.3, 1.0), (0.6, 1.0), (1.5, 1.0)), 0.01, WOBBLE, 0.2),
         Prior("death", "", ((3.0, 1.0), (6.0, 1.0), (12.0, 0.5)), 0.01, ((1.5, 1.0),), 0.2),
         *(
             Prior("sensor", c, tuple((s * k, 1.0) for s in (-1.0, 1.0) for k in (1.5, 3.0)), 0.005)

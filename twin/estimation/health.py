@@ -145,10 +145,10 @@ def channel_alarms(batch: Batch, now: float) -> tuple[Alarm, ...]:
     return tuple(found)
 
 
-def alarms(batch: Batch, now: float) -> tuple[Alarm, ...]:
-    """Everything that a human should know at `now` [d], by channel, then of the estimate."""
+def alarms(batch: Batch, now: float, state: Health | None = None) -> tuple[Alarm, ...]:
+    """Everything that a human should know at `now` [d], by channel, then of the estimate; `state` is its health, if known."""
     found = list(channel_alarms(batch, now))
-    state = health(batch, now)
+    state = state or health(batch, now)
     if not state.finite:
         found.append(_alarm("not_finite", "", now, "the belief is not a number"))
     if not state.honest:

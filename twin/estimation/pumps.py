@@ -37,7 +37,7 @@ SUSPECTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("perfusion", ("delivery", "stuck_on")),
     ("cytokine_dose", ("delivery", "stuck_on")),
     ("bag", ("bag",)),
-    ("cells", ("growth", "uptake", "death")),
+    ("cells", ("growth", "uptake", "death", "yield")),
 )
 """Who is announced together: kinds of explanation by the culprit."""
 

@@ -309,7 +309,7 @@ def _heard(channel: str, w: Watch, now: float, sensors: Sensors) -> bool:
     return channel in sensors and not w.why and now - w.at <= RECENT[sensors[channel].kind]
 
 
-def _widened(belief: Belief, cross: np.ndarray, variance: float, layout: Layout, inflate: float) -> Belief:
+def _widened(belief: Belief, cross: np.ndarray, variance: float, layout: Layout, inflate: float = INFLATE) -> Belief:
     """Widened by rank one along what the reading depends on of state and donor; sensor errors are not touched."""
     doubt = cross.copy()
     doubt[layout.error_start :] = 0.0

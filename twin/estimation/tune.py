@@ -1,7 +1,8 @@
 """Process and measurement noise from historical batches: the multipliers that make their innovations most likely.
 
 The log-likelihood of a batch is the sum over its readings of ln N(innovation; 0, S), each conditional on all before it
-(prediction-error decomposition, Schweppe 1965), wild ones clipped. Noises are scaled in groups, `Knob`, and the logarithm
+(prediction-error decomposition, Schweppe 1965). A wild reading costs a fixed amount: it neither decides what the noise is
+nor rewards a filter that is too sure of itself. Noises are scaled in groups, `Knob`, and the logarithm
 of every multiplier carries a weak normal prior about 0, so that a knob of which the data say nothing stays where it was.
 The search is COBYQA (Ragonneau 2022): trust regions, quadratic models, no derivatives.
 
@@ -27,7 +28,7 @@ from twin.process import Process
 from twin.sensors import SensorError
 
 CLIP_NIS = 36.0
-"""One wild reading does not decide a likelihood."""
+"""A reading costs at most what one of this normalised square would under the noise of its sensor alone."""
 
 PULL = 1.0
 """Standard deviation of the prior of ln multiplier: a factor of e either way is nothing unusual."""
@@ -121,9 +122,13 @@ class Tuned:
     converged: bool  # False: the evaluations were used up
 
 
-def log_likelihood(innovations: Iterable[Innovation]) -> float:
-    """Gaussian log-likelihood of innovations in nats, wild ones clipped."""
-    return float(sum(-0.5 * (np.log(2.0 * np.pi * i.s) + min(i.nis, CLIP_NIS)) for i in innovations))
+def log_likelihood(innovations: Iterable[Innovation], process: Process) -> float:
+    """Gaussian log-likelihood of innovations in nats; no reading costs more than the noise of `process`'s sensors allows."""
+    found = [*innovations]
+    s, nis = np.array([i.s for i in found]), np.array([i.nis for i in found])
+    noise = np.array([process.sensors[i.channel].sd for i in found]) ** 2
+    wild = np.log(2.0 * np.pi * noise) + CLIP_NIS
+    return float(-0.5 * np.sum(np.fmin(np.log(2.0 * np.pi * s) + nis, wild)))
 
 
 def prepared(batch: Batch) -> Batch:
@@ -152,13 +157,17 @@ def innovations(batch: Batch, process: Process) -> list[Innovation]:
     return found
 
 
-def score(process: Process, batches: Sequence[Batch]) -> Score:
-    """Log-likelihood of all readings of `batches` under `process`; a batch keeps its own initial volume."""
+def score(process: Process, batches: Sequence[Batch], against: Process | None = None) -> Score:
+    """Log-likelihood of all readings of `batches` under `process`; a batch keeps its own initial volume.
+
+    What is compared with it needs the same `against` (None: `process`): it says what a wild reading costs.
+    """
     found = [i for b in batches for i in innovations(b, in_vessel(process, b))]
     by_channel: dict[str, list[float]] = {}
     for i in found:
         by_channel.setdefault(i.channel, []).append(min(i.nis, CLIP_NIS))
-    return Score(log_likelihood(found), len(found), {k: float(np.mean(v)) for k, v in sorted(by_channel.items())})
+    nis = {k: float(np.mean(v)) for k, v in sorted(by_channel.items())}
+    return Score(log_likelihood(found, against or process), len(found), nis)
 
 
 def in_vessel(process: Process, batch: Batch) -> Process:
@@ -308,7 +317,9 @@ class _Search:
     def _loss(self, logs: np.ndarray) -> tuple[float, Process, list[Innovation]]:
         process = turned(self.process, self.knobs, np.exp(logs))
         found = [i for b in self.batches for i in innovations(b, in_vessel(process, b))]
-        loss = 0.5 * float(np.sum(np.square(logs))) / self.pull**2 - log_likelihood(found) - self.reference
+        loss = (
+            0.5 * float(np.sum(np.square(logs))) / self.pull**2 - log_likelihood(found, self.process) - self.reference
+        )
         self.spent += 1
         if loss < self.best:
             self.best, self.best_at = loss, np.array(logs)
