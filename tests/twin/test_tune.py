@@ -130,7 +130,7 @@ def test_going_through_a_batch_again_gives_the_innovations_it_had() -> None:
     assert len(again) == len(batch.innovations)
     np.testing.assert_allclose([i.residual for i in again], [i.residual for i in batch.innovations], atol=1e-9)
     assert score(PROCESS, [prepared(batch)]).log_likelihood == pytest.approx(
-        log_likelihood(batch.innovations), abs=1e-6
+        log_likelihood(batch.innovations, PROCESS), abs=1e-6
     )
 
 

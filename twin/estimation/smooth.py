@@ -203,7 +203,7 @@ def _leap(joint: Outlook, belief: Belief, datum: Datum, step: Enacted, row: int,
     """The belief as it was widened for a reading, or None: as `twin.estimation.screen` does it."""
     now = _belief(joint, belief, layout.size)
     if step.verdict == "widened":
-        return _widened(now, joint.cov[: layout.size, row], float(joint.cov[row, row]), layout)
+        return _widened(now, joint.cov[: layout.size, row], float(joint.cov[row, row]), layout, step.inflate)
     if step.let_go and datum.sensor.error is not None:
         return _let_go(now, datum.sensor.error, layout)
     return None
