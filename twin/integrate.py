@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 from typing import TypeVar
 
 import numpy as np
@@ -42,7 +43,7 @@ def rk4(x: State, u: Control, theta: Theta, dt: Scalar, f: Rates = rates) -> Sta
 
 def substeps(span: float, longest: float = STEP) -> int:
     """Number of equal steps that cover `span` days with none longer than `longest`."""
-    return max(1, int(np.ceil(span / longest - 1e-9)))
+    return max(1, ceil(span / longest - 1e-9))
 
 
 def advance(x: State, u: Control, theta: Theta, span: float, f: Rates = rates, longest: float = STEP) -> State:

@@ -3,7 +3,7 @@
 A filter does two things: `predict` carries a belief in time, `look` says what sensors would read at it. What is done
 with a reading (gate, quarantine, conditioning) is the same for every filter and lives in `twin.estimation.screen`.
 
-`ukf` uses filterpy's unscented machinery (weights of Merwe's scaled points, unscented transform); `ekf` uses CasADi's
+`ukf` uses filterpy's weights of Merwe's scaled points; `ekf` uses CasADi's
 Jacobians. filterpy's filter objects are not used: a second `update` at one instant would reuse the prior's sigma
 points, and NaN would poison them silently.
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from filterpy.kalman import MerweScaledSigmaPoints, unscented_transform
+from filterpy.kalman import MerweScaledSigmaPoints
 from jaxtyping import Float
 from scipy import linalg
 
@@ -73,7 +73,9 @@ class Filter(NamedTuple):
 
 
 def symmetric(cov: Matrix) -> Matrix:
-    return (cov + cov.T) / 2.0
+    both = cov + cov.T
+    both /= 2.0
+    return both
 
 
 def root(cov: Matrix) -> tuple[Matrix, bool]:
@@ -92,53 +94,62 @@ def root(cov: Matrix) -> tuple[Matrix, bool]:
 
 
 def ukf(model: StateSpace, size: int) -> Filter:
-    """Unscented filter over `size` coordinates: alpha 1, beta 2, kappa 3-n (spread sqrt(3) in every direction)."""
+    """Unscented filter over `size` coordinates: alpha 1, beta 2, kappa 3-n (spread sqrt(3) in every direction).
+
+    Moments are summed about the central point, where no weight is negative, and over the points that differ from it:
+    Cholesky factors are triangular, so points spread along the resting coordinates move as the centre does.
+    """
     weights = MerweScaledSigmaPoints(size, alpha=1.0, beta=2.0, kappa=3.0 - size)
-    wm, wc = np.asarray(weights.Wm, dtype=float), np.asarray(weights.Wc, dtype=float)
-    spread = np.sqrt(3.0)  # sqrt(alpha^2 (n + kappa))
+    weight, excess = float(weights.Wc[-1]), float(np.sum(weights.Wc)) - 2.0
+    evenly = np.full(2 * size, weight)
+    spread, moving = float(np.sqrt(3.0)), model.moving  # sqrt(alpha^2 (n + kappa))
 
-    def sigma_points(belief: Belief) -> tuple[np.ndarray, Belief]:
-        """Points [n, 2n+1] as filterpy draws them (centre, +, -), and the belief with its repairs counted."""
+    def sigma_points(mean: Vector, factor: Matrix, along: int) -> np.ndarray:
+        """The centre, and points in pairs along the first rows of the upper factor [n, 1 + 2 along]."""
+        points = np.empty((size, 2 * along + 1))
+        offsets, centre = spread * factor[:along].T, mean[:, None]
+        points[:, :1] = centre
+        np.add(centre, offsets, out=points[:, 1 : along + 1])
+        np.subtract(centre, offsets, out=points[:, along + 1 :])
+        return points
+
+    def moments(values: np.ndarray) -> tuple[Vector, Matrix, np.ndarray]:
+        """Mean [k] and covariance [k, k] of values at the points [k, w], and their covariance with the spreads [w//2, k]."""
+        along = values.shape[1] // 2
+        away = values[:, 1:] - values[:, :1]
+        off = away @ evenly[: 2 * along]
+        cov = away @ away.T
+        cov *= weight
+        cov += (excess * off)[:, None] * off
+        pairs = away[:, :along] - away[:, along:]
+        pairs *= weight * spread
+        return values[:, 0] + off, cov, pairs.T
+
+    def pushed(belief: Belief, drive: Any, until: float) -> tuple[Belief, Matrix, Matrix]:
+        """The belief at `until`; the factor of the one before, and covariances of its spreads with what they become."""
+        span = until - belief.time
         factor, repaired = root(belief.cov)
-        offsets = spread * factor.T
-        mean = belief.mean[:, None]
-        points = np.concatenate([mean, mean + offsets, mean - offsets], axis=1)
-        return points, belief.repaired() if repaired else belief
-
-    # Cholesky factors are triangular: points spread along the resting coordinates move as the centre does
-    moved = np.r_[: 1 + model.moving, size + 1 : size + 1 + model.moving]
-    rest = np.r_[1 + model.moving : size + 1, size + 1 + model.moving : 2 * size + 1]
-
-    def push(points: np.ndarray, drive: Any, span: float) -> np.ndarray:
-        pushed = points.copy()
-        pushed[:, moved] = model.advance(points[:, moved], drive, span)
-        pushed[: model.moving, rest] = pushed[: model.moving, :1]
-        return pushed
+        moved = model.advance(sigma_points(belief.mean, factor, moving), drive, span)
+        mean, cov = belief.mean.copy(), factor.T @ factor if repaired else belief.cov.copy()
+        mean[:moving], cov[:moving, :moving], pairs = moments(moved[:moving])
+        cov[:moving, moving:] = pairs.T @ factor[:moving, moving:]
+        cov[moving:, :moving] = cov[:moving, moving:].T
+        cov += model.process_noise(belief, span)
+        return Belief(until, mean, cov, belief.repairs + repaired), factor, pairs
 
     def transit(belief: Belief, drive: Any, until: float) -> tuple[Belief, Matrix]:
-        span = until - belief.time
-        points, counted = sigma_points(belief)
-        pushed = push(points, drive, span)
-        mean, cov = unscented_transform(pushed.T, wm, wc, model.process_noise(belief, span))
-        cross = ((points - belief.mean[:, None]) * wc) @ (pushed - mean[:, None]).T
-        return Belief(until, mean, symmetric(cov), counted.repairs), cross
+        after, factor, pairs = pushed(belief, drive, until)
+        cross = factor.T @ factor
+        cross[:, :moving] = factor[:moving].T @ pairs
+        return after, cross
 
     def predict(belief: Belief, drive: Any, until: float) -> Belief:
-        span = until - belief.time
-        if span <= 0.0:
-            return belief
-        points, counted = sigma_points(belief)
-        pushed = push(points, drive, span)
-        mean, cov = unscented_transform(pushed.T, wm, wc, model.process_noise(belief, span))
-        return Belief(until, mean, symmetric(cov), counted.repairs)
+        return pushed(belief, drive, until)[0] if until > belief.time else belief
 
     def look(belief: Belief, channels: Sequence[str], drive: Any) -> Outlook:
-        points, _ = sigma_points(belief)
-        z = model.observe(points, channels, drive)
-        centre = z @ wm
-        dz = z - centre[:, None]
-        weighted = dz * wc
-        return _joint(belief, centre, weighted @ dz.T, (points - belief.mean[:, None]) @ weighted.T)
+        factor, _ = root(belief.cov)
+        z, zz, pairs = moments(model.observe(sigma_points(belief.mean, factor, size), channels, drive))
+        return _joint(belief, z, zz, factor.T @ pairs)
 
     return Filter("ukf", predict, look, transit)
 
@@ -159,7 +170,9 @@ def ekf(model: StateSpace, size: int) -> Filter:
     def look(belief: Belief, channels: Sequence[str], drive: Any) -> Outlook:
         z, gradients = model.observe_jacobian(belief.mean, channels, drive)
         cross = belief.cov @ gradients.T
-        return _joint(belief, z, gradients @ cross, cross)
+        zz = gradients @ cross
+        np.fill_diagonal(zz, np.maximum(np.diagonal(zz), 0.0))  # rounding
+        return _joint(belief, z, zz, cross)
 
     return Filter("ekf", predict, look, transit)
 
@@ -168,7 +181,6 @@ def _joint(belief: Belief, z: np.ndarray, zz: np.ndarray, cross: np.ndarray) -> 
     n, k = belief.mean.size, z.size
     cov = np.empty((n + k, n + k))
     cov[:n, :n], cov[:n, n:], cov[n:, :n], cov[n:, n:] = belief.cov, cross, cross.T, zz
-    cov[range(n, n + k), range(n, n + k)] = np.maximum(np.diagonal(zz), 0.0)
     return Outlook(np.concatenate([belief.mean, z]), cov)
 
 

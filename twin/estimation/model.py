@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
+import casadi as ca
 import numpy as np
 from jaxtyping import Float
 
@@ -17,9 +20,20 @@ from twin.bioreactor import (
 )
 from twin.estimation.belief import N_STATE, Belief, Layout
 from twin.inputs import Drive
-from twin.integrate import FLOOR
+from twin.integrate import FLOOR, substeps
+from twin.native.columns import Columns
 from twin.process import Process
-from twin.transition import N_CELL, advance_many, advance_tangents, flat, observe_many, observe_tangents
+from twin.transition import (
+    N_CELL,
+    N_THETA,
+    N_U,
+    advance_many,
+    advance_tangents,
+    flat,
+    observe_tangents,
+    observer_function,
+    step_function,
+)
 
 
 def make_layout(process: Process, parameters: tuple[str, ...]) -> Layout:
@@ -44,6 +58,8 @@ class BioreactorModel:
         self._with_error = [self._place[s.channel] for s in sensors if s.error is not None] + grown
         walks = [s.error.walk for s in sensors if s.error is not None] + [0.0] * len(grown)
         rates_of_spread = [*process.noise, *[process.parameter_walk] * len(layout.parameters), *walks]
+        self._step = _stepper(layout.parameters)
+        self._observe = _observer(layout.parameters, self._channels, tuple(self._with_error))
         self._q = np.diag(np.square(np.array(rates_of_spread, dtype=float)))
 
     def theta_columns(self, points: Float[np.ndarray, "n m"], medium: Medium) -> Float[np.ndarray, "p m"]:
@@ -53,10 +69,19 @@ class BioreactorModel:
         theta[-len(Medium._fields) :] = np.array(medium)[:, None]
         return theta
 
+    def _flat(self, medium: Medium) -> Float[np.ndarray, " p"]:
+        theta = self._theta.copy()
+        theta[-len(medium) :] = medium
+        return theta
+
     def advance(self, points: np.ndarray, drive: Drive, span: float) -> np.ndarray:
-        states = _physical(points[:N_STATE])
-        carried = self._advance(states, np.array(drive.control), self.theta_columns(points, drive.medium), span)
-        return np.concatenate([_logarithms(carried), points[N_STATE:]])
+        moved, control = points.copy(), np.array(drive.control)
+        if substeps(span) == 1:
+            moved[:N_STATE] = self._step(points[: self.moving], control, self._flat(drive.medium), span)[0]
+            return moved
+        states, theta = _physical(points[:N_STATE]), self.theta_columns(points, drive.medium)
+        moved[:N_STATE] = _logarithms(self._advance(states, control, theta, span))
+        return moved
 
     def advance_jacobian(self, mean: np.ndarray, drive: Drive, span: float) -> tuple[np.ndarray, np.ndarray]:
         theta = self.theta_columns(mean[:, None], drive.medium)[:, 0]
@@ -77,10 +102,7 @@ class BioreactorModel:
         return self._q * span
 
     def observe(self, points: np.ndarray, channels: Sequence[str], drive: Drive) -> np.ndarray:
-        errors = np.zeros((2 * len(self._channels), points.shape[1]))
-        errors[self._with_error] = points[self.moving :]
-        states, theta = _physical(points[:N_STATE]), self.theta_columns(points, drive.medium)
-        return observe_many(self._channels)(states, theta, errors)[[self._place[c] for c in channels]]
+        return self._observe(points, self._flat(drive.medium))[0][[self._place[c] for c in channels]]
 
     def observe_jacobian(
         self, mean: np.ndarray, channels: Sequence[str], drive: Drive
@@ -96,14 +118,54 @@ class BioreactorModel:
         return z[rows], gradients[rows]
 
 
+@cache
+def _stepper(parameters: tuple[str, ...]) -> Columns:
+    """(coordinates and ln parameters [moving, m], control, theta, span) -> coordinates [13, m] after one step."""
+    point, u = ca.SX.sym("point", N_STATE + len(parameters)), ca.SX.sym("u", N_U)
+    theta, dt = ca.SX.sym("theta", N_THETA), ca.SX.sym("dt")
+    x, learnt = _unpacked(point, parameters, theta)
+    end = State(*ca.vertsplit(step_function()(x, u, learnt, dt)))
+    return Columns(
+        ca.Function("celltwin_pushed", [point, u, theta, dt], [ca.log(ca.vertcat(*to_coordinates(end)))]), {1, 2, 3}
+    )
+
+
+@cache
+def _observer(parameters: tuple[str, ...], channels: tuple[str, ...], with_error: tuple[int, ...]) -> Columns:
+    """(points [n, m], theta) -> readings [channels, m] on their compared scales; errors that no sensor has fold away."""
+    point, theta = ca.SX.sym("point", N_STATE + len(parameters) + len(with_error)), ca.SX.sym("theta", N_THETA)
+    x, learnt = _unpacked(point, parameters, theta)
+    errors = ca.SX.zeros(2 * len(channels))
+    errors[list(with_error)] = point[N_STATE + len(parameters) :]
+    z = observer_function(channels)(x, learnt, errors)
+    return Columns(ca.Function("celltwin_looked", [point, theta], [z]), {1})
+
+
+def _unpacked(point: Any, parameters: tuple[str, ...], theta: Any) -> tuple[Any, Any]:
+    """Symbolic state and theta at a symbolic point."""
+    known = ca.vertsplit(theta)
+    values = ca.vertsplit(ca.exp(point[: N_STATE + len(parameters)]))
+    for name, value in zip(parameters, values[N_STATE:], strict=True):
+        known[Kinetics._fields.index(name)] = value
+    return ca.vertcat(*from_coordinates(Coordinates(*values[:N_STATE]))), ca.vertcat(*known)
+
+
 def _physical(logarithms: np.ndarray) -> np.ndarray:
     """ln coordinates [13, ...] to states [13, ...]."""
-    return np.array(from_coordinates(Coordinates(*np.exp(logarithms))))
+    return _in_place(np.exp(logarithms))
+
+
+def _in_place(coordinates: np.ndarray) -> np.ndarray:
+    """Coordinates [13, ...] to states: only the first two differ."""
+    coordinates[:2] = from_coordinates(Coordinates(*coordinates))[:2]
+    return coordinates
 
 
 def _logarithms(states: np.ndarray) -> np.ndarray:
     """States [13, ...] to ln coordinates [13, ...]."""
-    return np.log(np.array(to_coordinates(State(*states))))
+    coordinates = states.copy()
+    coordinates[:2] = to_coordinates(State(*states))[:2]
+    return np.log(coordinates, out=coordinates)
 
 
 def _physical_by_logarithms(x: np.ndarray) -> np.ndarray:

@@ -11,6 +11,10 @@ import numpy as np
 
 from twin.native.build import address, load
 from twin.native.simd import Kernel
+from twin.native.vectors import over_columns
+
+BLOCK = 512
+"""Columns at once on the virtual machine: their intermediate values stay in the cache."""
 
 
 class Columns:
@@ -35,7 +39,7 @@ class Columns:
         self._first = next(i for i, (_, wide) in enumerate(self._inputs) if wide)
         self._outputs = [(function.numel_out(j), j in self._kernel.wide_out) for j in range(function.n_out())]
         self._wanted = compiled
-        self._mapped = lru_cache(16)(function.map)
+        self._over = lru_cache(16)(lambda m: over_columns(function, uniform, self._kernel.wide_out, m))
 
     @cached_property
     def _entry(self) -> Any | None:
@@ -77,22 +81,27 @@ class Columns:
         return outputs
 
     def _interpreted(self, arrays: list[Any], times: int, m: int) -> list[np.ndarray]:
-        """On the virtual machine, which reads and writes column after column."""
-        given = [
-            np.array(np.transpose(a) if wide else np.broadcast_to(a, (m, n)), dtype=float, order="C")
-            for a, (n, wide) in zip(arrays, self._inputs, strict=True)
-        ]
-        outputs = [np.empty((m, n)) for n, _ in self._outputs]
-        memory, run = self._mapped(m).buffer()
-        for i, a in enumerate(given):
-            memory.set_arg(i, a.data)
-        for j, a in enumerate(outputs):
-            memory.set_res(j, a.data)
-        for _ in range(times):
-            run()
-            for i, j in self._feedback.items():
-                given[i][:] = outputs[j]
-        return [np.array(a.T if wide else a[0], order="C") for a, (_, wide) in zip(outputs, self._outputs, strict=True)]
+        """On the virtual machine, some columns after the other."""
+        outputs = [np.empty((n, m) if wide else n) for n, wide in self._outputs]
+        for j in range(0, m, BLOCK):
+            part = slice(j, min(j + BLOCK, m))
+            given = [
+                np.array(a[:, part] if wide else np.reshape(a, n), dtype=float, order="C")
+                for a, (n, wide) in zip(arrays, self._inputs, strict=True)
+            ]
+            results = [np.empty((n, part.stop - j) if wide else n) for n, wide in self._outputs]
+            memory, run = self._over(part.stop - j).buffer()
+            for i, a in enumerate(given):
+                memory.set_arg(i, a.data)
+            for i, a in enumerate(results):
+                memory.set_res(i, a.data)
+            for _ in range(times):
+                run()
+                for i, k in self._feedback.items():
+                    given[i][:] = results[k]
+            for a, result, (_, wide) in zip(outputs, results, self._outputs, strict=True):
+                a[..., part if wide else slice(None)] = result
+        return outputs
 
     def _misfit(self, given: tuple[Any, ...]) -> str:
         names = [self.function.name_in(i) for i in range(len(self._inputs))]
