@@ -21,7 +21,6 @@ from twin.donors.prior import preset_prior
 from twin.estimation.filters import FILTERS
 from twin.estimation.screen import Innovation
 from twin.estimation.tune import (
-    CLIP_NIS,
     KNOBS,
     innovations,
     log_likelihood,
@@ -54,7 +53,7 @@ def test_innovations_have_the_density_of_all_readings_at_once(name: str) -> None
     batch = linear_batch(model, prior(rng), readings, facts, name)
     whole = Everything(batch, model)
     density = multivariate_normal(whole.expected, whole.spread).logpdf([m.value for m in batch.evidence])
-    assert max(i.nis for i in batch.innovations) < CLIP_NIS
+    assert max(i.ratio for i in batch.innovations) < 1.0
     assert log_likelihood(batch.innovations, batch.process) == pytest.approx(density, abs=1e-8)
 
 
@@ -62,7 +61,8 @@ def test_a_wild_reading_costs_a_fixed_amount_whatever_the_filter_believed() -> N
     def one(residual: float, s: float) -> Innovation:
         return Innovation(1.0, "glucose", residual, s, residual**2 / s, 1.0, "rejected")
 
-    cost = -0.5 * (np.log(2 * np.pi * PROCESS.sensors["glucose"].sd ** 2) + CLIP_NIS)
+    sensor = PROCESS.sensors["glucose"]
+    cost = -0.5 * (np.log(2 * np.pi * sensor.sd**2) + sensor.gate**2)
     for wild in (one(1e3, 0.5), one(1e6, 0.5), one(1e3, 0.002)):
         assert log_likelihood([wild], PROCESS) == pytest.approx(cost)
     expected = -0.5 * (np.log(2 * np.pi * 0.5) + 0.02)
