@@ -41,14 +41,15 @@ def bench(
 
 
 def _tell(result: dict[str, Any]) -> None:
+    skipped: list[str] = []
     for group in dict.fromkeys(row["group"] for row in result["rows"]):
         table = Table(title=group, title_justify="left")
-        table.add_column("implementation")
+        table.add_column("implementation", min_width=36)
         for column in ("median ms", "p95 ms", "ratio", "agreement [sd]"):
             table.add_column(column, justify="right")
         for row in (r for r in result["rows"] if r["group"] == group):
             if row["median_ms"] is None:
-                table.add_row(row["name"], f"skipped: {row['skipped']}")
+                skipped.append(f"skipped: {row['name']}: {row['skipped']}")
                 continue
             apart = row["agreement"]
             table.add_row(

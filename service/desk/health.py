@@ -13,6 +13,7 @@ from service.messages.base import is_id, one_line
 from twin.batch import believe_at
 from twin.estimation import health
 from twin.estimation.belief import Belief
+from twin.estimation.pumps import readback_alarms
 from twin.history import Batch
 
 QUARANTINED = ("stuck", "contradicted", "drift")
@@ -31,7 +32,9 @@ class Look(NamedTuple):
 def look(batch: Batch, at: float) -> Look:
     """A batch looked at at `at` [d]; what was sampled later must not be in it (`service.desk.answers.until`)."""
     belief = believe_at(batch, at)
-    return Look(at, belief, health.health(batch, at), health.alarms(batch, at), doubts(belief, batch))
+    state = health.health(batch, at)
+    alarms = (*health.alarms(batch, at, state), *readback_alarms(batch, at))
+    return Look(at, belief, state, alarms, doubts(belief, batch))
 
 
 def doubts(belief: Belief, batch: Batch) -> tuple[str, ...]:

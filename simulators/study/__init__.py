@@ -1,11 +1,12 @@
 """Studies of the estimator: what is claimed of it, measured by a command anyone can rerun. Who runs the jobs is the caller's."""
 
-from simulators.study import ahead, calibration, faults, fusion, robustness
+from simulators.study import ahead, calibration, faults, fusion, pumps, robustness
 from simulators.study.base import Figure, Study, Table
 
 STUDIES: dict[str, Study] = {
     "calibration": calibration.STUDY,
     "faults": faults.STUDY,
+    "pumps": pumps.STUDY,
     "robustness": robustness.STUDY,
     "fusion": fusion.STUDY,
     "ahead": ahead.STUDY,

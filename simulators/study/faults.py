@@ -21,6 +21,7 @@ from twin.batch import start
 from twin.config import load_config
 from twin.donors.prior import DonorPrior, preset_prior
 from twin.estimation.health import channel_alarms
+from twin.estimation.pumps import readback_alarms
 from twin.evidence import Measurement
 from twin.history import Batch
 from twin.sensors import compared
@@ -110,7 +111,7 @@ def _noticed(batch: Batch, refused: Row, fault: Fault, now: float) -> tuple[floa
     name = fault.actuator
     if refused.get(name, -1.0) >= fault.onset - 1e-6:
         return now, "refused"
-    for alarm in channel_alarms(batch, now):
+    for alarm in channel_alarms(batch, now) if fault.kind == "sensor" else readback_alarms(batch, now):
         if alarm.channel in (name, fault.target) and alarm.since >= fault.onset - 1e-6:
             return now, alarm.code
     return None, ""
@@ -122,7 +123,8 @@ def _fault_free(recording: Recording, process: Any, prior: DonorPrior, days: flo
     standing: set[tuple[str, str]] = set()
     held: dict[str, list[bool]] = {q: [] for q in HELD}
     for moment in live(recording, start("study", process, prior)):
-        now = {(a.channel, a.code) for a in channel_alarms(moment.batch, moment.at)}
+        alarms = (*channel_alarms(moment.batch, moment.at), *readback_alarms(moment.batch, moment.at))
+        now = {(a.channel, a.code) for a in alarms}
         raised += [(*key, moment.at) for key in now - standing]
         standing = now
         believed = moment.believed

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import chi2
 
 from twin.estimation.belief import N_STATE
-from twin.estimation.screen import Innovation, Why
+from twin.estimation.screen import Innovation
 from twin.history import Batch
 
 WINDOW = 1.0
@@ -63,7 +63,7 @@ class Health(NamedTuple):
 class Alarm(NamedTuple):
     """Something a human should know, about one channel or (channel "") the estimate."""
 
-    code: Why | Literal["lost", "overconfident", "shadow_apart", "not_finite"]
+    code: str  # a key of ACTIONS, or of `twin.estimation.pumps`
     channel: str
     since: float  # [d]
     severity: Severity
@@ -160,7 +160,7 @@ def alarms(batch: Batch, now: float, state: Health | None = None) -> tuple[Alarm
 
 def _alarm(code: str, channel: str, since: float, message: str) -> Alarm:
     severity, action = ACTIONS[code]
-    return Alarm(code, channel, since, severity, message, action)  # pyright: ignore[reportArgumentType] - keys of ACTIONS
+    return Alarm(code, channel, since, severity, message, action)
 
 
 def _since(innovations: Iterable[Innovation], after: float, until: float) -> list[Innovation]:

@@ -58,7 +58,7 @@ def pump_alarms(diagnosis: Diagnosis) -> tuple[Alarm, ...]:
         )
         text = text.format(target=top.target or top.kind, factor=f"{top.factor:.2g}", how=share)
         channel = culprit if culprit in ACTUATORS else ""
-        found.append(Alarm(code, channel, top.since, severity, f"{text} (P {total:.2f})", action))  # pyright: ignore[reportArgumentType] - keys of WORDS
+        found.append(Alarm(code, channel, top.since, severity, f"{text} (P {total:.2f})", action))
     return tuple(found)
 
 
@@ -139,14 +139,14 @@ def readback_alarms(batch: Batch, now: float, asked: Asked | None = None) -> tup
         heard = _heard_after(batch, said[-1].at + LOST, now)
         if heard is not None:
             text = f"the pump has said nothing since day {said[-1].at:.2f}, others have"
-            found.append(Alarm("readback_lost", name, said[-1].at + LOST, "warning", text, CHECK))  # pyright: ignore[reportArgumentType]
+            found.append(Alarm("readback_lost", name, said[-1].at + LOST, "warning", text, CHECK))
         garbage = _garbage(said, scale, occasions if actuator == "perfusion" else (), now)
         if garbage is not None:
             since, text = garbage
-            found.append(Alarm("readback_garbage", name, since, "warning", text, CHECK))  # pyright: ignore[reportArgumentType]
+            found.append(Alarm("readback_garbage", name, since, "warning", text, CHECK))
         elif asked is not None and (since := _unasked(said, actuator, scale, asked)) is not None:
             text = f"reports {said[-1].rate:.4g}, which neither a command nor the recipe asks"
-            found.append(Alarm("readback_unasked", name, since, "information", text, HAND))  # pyright: ignore[reportArgumentType]
+            found.append(Alarm("readback_unasked", name, since, "information", text, HAND))
     return tuple(found)
 
 

@@ -27,9 +27,6 @@ from twin.history import Batch, Checkpoint, absorb, instants
 from twin.process import Process
 from twin.sensors import SensorError
 
-CLIP_NIS = 36.0
-"""A reading costs at most what one of this normalised square would under the noise of its sensor alone."""
-
 PULL = 1.0
 """Standard deviation of the prior of ln multiplier: a factor of e either way is nothing unusual."""
 
@@ -123,11 +120,13 @@ class Tuned:
 
 
 def log_likelihood(innovations: Iterable[Innovation], process: Process) -> float:
-    """Gaussian log-likelihood of innovations in nats; no reading costs more than the noise of `process`'s sensors allows."""
+    """Gaussian log-likelihood of innovations in nats; a wild reading costs what one at its gate would at least cost.
+
+    At least: under the noise alone of `process`'s sensor. Gates and those noises do not depend on what is tuned.
+    """
     found = [*innovations]
     s, nis = np.array([i.s for i in found]), np.array([i.nis for i in found])
-    noise = np.array([process.sensors[i.channel].sd for i in found]) ** 2
-    wild = np.log(2.0 * np.pi * noise) + CLIP_NIS
+    wild = np.array([np.log(2.0 * np.pi * x.sd**2) + x.gate**2 for x in (process.sensors[i.channel] for i in found)])
     return float(-0.5 * np.sum(np.fmin(np.log(2.0 * np.pi * s) + nis, wild)))
 
 
@@ -165,7 +164,7 @@ def score(process: Process, batches: Sequence[Batch], against: Process | None = 
     found = [i for b in batches for i in innovations(b, in_vessel(process, b))]
     by_channel: dict[str, list[float]] = {}
     for i in found:
-        by_channel.setdefault(i.channel, []).append(min(i.nis, CLIP_NIS))
+        by_channel.setdefault(i.channel, []).append(min(i.nis, process.sensors[i.channel].gate ** 2))
     nis = {k: float(np.mean(v)) for k, v in sorted(by_channel.items())}
     return Score(log_likelihood(found, against or process), len(found), nis)
 
@@ -286,7 +285,7 @@ class _Search:
             excess = [
                 (i.residual**2 - i.s) / process.sensors[i.channel].sd ** 2
                 for i in found
-                if i.channel in knob.sd and i.nis < CLIP_NIS
+                if i.channel in knob.sd and i.ratio < 1.0
             ]
             if excess:
                 steps[k] = 0.5 * np.log(np.clip(1.0 + np.mean(excess), 0.25, 4.0))
