@@ -168,6 +168,7 @@ class NoiseFile(_Strict):
         str, Annotated[float, Field(gt=0, allow_inf_nan=False)]
     ] = {}  # of `Coordinates`, sd of ln per sqrt(day)
     parameter_walk: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    restless: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}  # of single kinetics
     sensors: dict[str, _SensorNoise] = {}
 
 
@@ -376,6 +377,8 @@ def with_noise(process: Process, name: str) -> Process:
         raise ConfigError(f"{path}: field process: unknown {unknown}; known: {', '.join(Coordinates._fields)}")
     if unknown := sorted(set(given.sensors) - set(sensors)):
         raise ConfigError(f"{path}: field sensors: process {process.name!r} has no sensor for {unknown}")
+    if unknown := sorted(set(given.restless) - set(Kinetics._fields)):
+        raise ConfigError(f"{path}: field restless: unknown {unknown}; known: {', '.join(Kinetics._fields)}")
     for channel, found in given.sensors.items():
         sensor, error = sensors[channel], sensors[channel].error
         if found.walk is not None:
@@ -384,7 +387,8 @@ def with_noise(process: Process, name: str) -> Process:
             error = error._replace(walk=found.walk)
         sensors[channel] = replace(sensor, sd=found.sd or sensor.sd, error=error)
     walk = process.parameter_walk if given.parameter_walk is None else given.parameter_walk
-    return replace(process, noise=process.noise._replace(**given.process), parameter_walk=walk, sensors=sensors)
+    noise, restless = process.noise._replace(**given.process), {**process.restless, **given.restless}
+    return replace(process, noise=noise, parameter_walk=walk, restless=restless, sensors=sensors)
 
 
 def load_config(name: str) -> Process:

@@ -92,6 +92,7 @@ class Process:
     stages: tuple[Stage, ...] = ()
     noise: Coordinates = DEFAULT_NOISE  # process noise, standard deviation of ln per sqrt(day)
     parameter_walk: float = 0.01  # the same for the learnt donor parameters: donor-day effects
+    restless: Mapping[str, float] = field(default_factory=dict[str, float])  # the same for single ones that change more
     considered: tuple[
         str, ...
     ] = ()  # kinetics whose spread over donors the filter carries although no prior has learnt them

@@ -44,8 +44,8 @@ def _tell(result: dict[str, Any]) -> None:
     skipped: list[str] = []
     for group in dict.fromkeys(row["group"] for row in result["rows"]):
         table = Table(title=group, title_justify="left")
-        table.add_column("implementation", min_width=36)
-        for column in ("median ms", "p95 ms", "ratio", "agreement [sd]"):
+        table.add_column("implementation", min_width=30)
+        for column in ("median ms", "p95 ms", "ratio", r"off \[sd]"):
             table.add_column(column, justify="right")
         for row in (r for r in result["rows"] if r["group"] == group):
             if row["median_ms"] is None:
@@ -57,9 +57,10 @@ def _tell(result: dict[str, Any]) -> None:
                 "" if apart is None else f"{apart:.1e}",
             )  # fmt: skip
         console.print(table)
-    for owed in result["owed"]:
-        console.print(
-            f"{'met ' if owed['met'] else 'MISSED'} {owed['claim']} {owed['limit']:g}: {owed['measured']:.3g}"
-        )
-    told = ", ".join(f"{k} {v}" for k, v in result["machine"].items() if v is not None)
-    console.print(f"{told}; {result['problem']['coordinates']} coordinates", soft_wrap=True, markup=False)
+    machine = ", ".join(f"{k} {v}" for k, v in result["machine"].items() if v is not None)
+    owed = [
+        f"{'met' if o['met'] else 'MISSED'}: {o['claim']} {o['limit']:g}: {o['measured']:.3g}" for o in result["owed"]
+    ]
+    lines = [*skipped, *owed, f"{machine}; {result['problem']['coordinates']} coordinates"]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

@@ -98,7 +98,8 @@ def _rich(beside: Table) -> RichTable:
 def _prior(path: Path | None, config: str) -> Any:
     from twin.donors.artefact import load_prior
 
-    shipped = configs_dir() / "priors" / config
+    names = (f"{config}_online", config)
+    shipped = next((p for n in names if (p := configs_dir() / "priors" / n).is_dir()), configs_dir() / "none")
     return load_prior(path) if path else load_prior(shipped) if shipped.is_dir() else None
 
 

@@ -129,9 +129,10 @@ def test_people_get_tables_and_a_wrong_answer_is_exit_1(
     assert (
         "skipped: absent: pip install 'celltwin[bench]'" in told
         and "2.0e-03" in told
-        and "MISSED ours, times theirs" in told
+        and "MISSED: ours, times theirs" in told
         and "abacus" in told
     )
+    assert "met: ours, from theirs [sd], at most 1e-10" in told
     far = False
     assert run(["bench", "filter"]) == 1
 

@@ -23,6 +23,8 @@ from twin.process import Process
 
 SHRINK = 0.2
 """Correlations are taken this much towards none."""
+LEAST = 0.1
+"""Share of a parameter's variance that is spread between donors at the least."""
 
 
 class DonorPosterior(NamedTuple):
@@ -30,6 +32,7 @@ class DonorPosterior(NamedTuple):
 
     mean: Float[np.ndarray, " p"]
     cov: Float[np.ndarray, "p p"]
+    walked: Float[np.ndarray, " p"]  # variance that the parameters' own walk has brought since inoculation
     log_likelihood: float
 
 
@@ -56,9 +59,12 @@ def posterior(job: Job) -> DonorPosterior:
         except Refused:
             continue
     rows = slice(N_STATE, batch.layout.error_start)
+    process, names = job.process, batch.layout.parameters
+    walked = batch.belief.time * np.square([process.restless.get(n, process.parameter_walk) for n in names])
+    cov = batch.belief.cov[rows, rows]
     taken = [i for i in batch.innovations if i.accepted]
     likelihood = -0.5 * sum(float(np.log(2.0 * np.pi * i.s)) + i.nis for i in taken)
-    return DonorPosterior(batch.belief.mean[rows], batch.belief.cov[rows, rows], likelihood)
+    return DonorPosterior(batch.belief.mean[rows], cov, walked, likelihood)
 
 
 def population(
@@ -83,6 +89,10 @@ def population(
             tick(1)
         means = np.array([f.mean for f in found])
         cov = np.mean([f.cov for f in found], axis=0) + np.cov(means.T)
+        variance = np.diagonal(cov)
+        owed = np.maximum(variance - np.mean([f.walked for f in found], axis=0), LEAST * variance)
+        shrunk = np.sqrt(owed / variance)  # what a walk has added is no spread between donors
+        cov = cov * np.outer(shrunk, shrunk)
         cov = (1.0 - SHRINK) * cov + SHRINK * np.diag(np.diagonal(cov))
         said.append(float(sum(f.log_likelihood for f in found)))
         prior = DonorPrior(

@@ -57,7 +57,8 @@ class BioreactorModel:
         grown = [len(self._channels) + self._place[s.channel] for s in sensors if s.growth is not None]
         self._with_error = [self._place[s.channel] for s in sensors if s.error is not None] + grown
         walks = [s.error.walk for s in sensors if s.error is not None] + [0.0] * len(grown)
-        rates_of_spread = [*process.noise, *[process.parameter_walk] * len(layout.parameters), *walks]
+        wander = [process.restless.get(name, process.parameter_walk) for name in layout.parameters]
+        rates_of_spread = [*process.noise, *wander, *walks]
         self._step = _stepper(layout.parameters)
         self._observe = _observer(layout.parameters, self._channels, tuple(self._with_error))
         self._q = np.diag(np.square(np.array(rates_of_spread, dtype=float)))
