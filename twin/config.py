@@ -261,21 +261,13 @@ def load_sensors(name: str) -> Mapping[str, Sensor]:
     unknown = [k for k in entries if k not in CHANNELS]
     if unknown:
         raise ConfigError(f"{path}: unknown channels {unknown}; known: {', '.join(CHANNELS)}")
-    return {
-        k: Sensor(
-            k,
-            s.unit,
-            s.sd,
-            s.gate,
-            s.stale_after,
-            SensorError(**s.error.model_dump()) if s.error else None,
-            s.source,
-            s.kind,
-            GrowthEffect(**s.growth.model_dump()) if s.growth else None,
-        )
-        for k in CHANNELS
-        if (s := entries.get(k)) is not None
-    }
+    return {k: _sensor(k, entries[k]) for k in CHANNELS if k in entries}
+
+
+def _sensor(channel: str, s: _Sensor) -> Sensor:
+    error = SensorError(**s.error.model_dump()) if s.error else None
+    growth = GrowthEffect(**s.growth.model_dump()) if s.growth else None
+    return Sensor(channel, s.unit, s.sd, s.gate, s.stale_after, error, s.source, s.kind, growth)
 
 
 @cache

@@ -20,6 +20,7 @@ from service.desk.records import AlarmText, Desk, Memory, Output, Running, Told,
 from service.messages import Alarm, Severity, instant, time_text
 from service.messages.base import one_line
 from twin.estimation import health
+from twin.estimation.pumps import pump_alarms
 from twin.history import Batch
 
 SILENCE = timedelta(minutes=30)
@@ -119,7 +120,8 @@ def after_estimate(desk: Desk, running: Running, look: Look, at: datetime) -> To
 def _of_health(desk: Desk, running: Running, look: Look) -> dict[str, AlarmText]:
     """Alarms of `twin.estimation.health` by code, those of one cause as one."""
     batch, found = running.session.batch, dict[str, AlarmText]()
-    for a in look.alarms:
+    about_pumps = pump_alarms(running.diagnosis) if running.diagnosis is not None else ()
+    for a in (*look.alarms, *about_pumps):
         if a.code == "not_finite":  # `belief_not_finite` says it
             continue
         sensor = batch.process.sensors.get(a.channel)

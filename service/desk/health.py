@@ -33,7 +33,9 @@ def look(batch: Batch, at: float) -> Look:
     """A batch looked at at `at` [d]; what was sampled later must not be in it (`service.desk.answers.until`)."""
     belief = believe_at(batch, at)
     state = health.health(batch, at)
-    alarms = (*health.alarms(batch, at, state), *readback_alarms(batch, at))
+    # an edge may report its pumps on change only: their silence is the guard's business, nonsense from them is everyone's
+    nonsense = (a for a in readback_alarms(batch, at) if a.code == "readback_garbage")
+    alarms = (*health.alarms(batch, at, state), *nonsense)
     return Look(at, belief, state, alarms, doubts(belief, batch))
 
 

@@ -27,6 +27,7 @@ from service.messages import (
     encode,
     time_text,
 )
+from twin.estimation.diagnosis import Diagnosis
 
 NO_SIGNS: Mapping[str, tuple[int, int]] = MappingProxyType({})
 NO_ALARMS: Mapping[str, Alarm] = MappingProxyType({})
@@ -64,6 +65,7 @@ class Running:
     message: BatchStart
     heard: datetime  # newest receive time of a sign of life of the edge
     forecast: ForecastMessage | None = None
+    diagnosis: Diagnosis | None = None  # of pumps, bags and biology, at the newest decision
     links: Links = field(default_factory=lambda: NO_LINKS)  # of corrections
     signs: Mapping[str, tuple[int, int]] = field(
         default_factory=lambda: NO_SIGNS

@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+import numpy as np
+
 from controllers.loop import Session, receive
 from controllers.plan import Decision
 from service.desk.alarms import after_estimate, alarms, silence
@@ -59,8 +61,10 @@ from service.messages import (
 )
 from service.messages.base import one_line
 from twin.batch import assimilate
+from twin.estimation.diagnosis import Diagnosis, diagnose
 from twin.evidence import Measurement, Refused
 from twin.futures import forecast
+from twin.history import Batch
 
 RISK = 0.5
 """Probability of release below which an alarm is raised."""
@@ -219,6 +223,7 @@ def _announce(desk: Desk, running: Running, decision: Decision, *, newest: bool)
     plan = plan_message(decision, batch, start, desk.seq, desk.epoch)
     desk = replace(desk, seq=desk.seq + 1)
     outputs.append(output(plan, "sent"))
+    running = replace(running, diagnosis=_diagnosed(batch, decision.at, running.diagnosis))
     ahead = _ahead(desk, running, decision)
     if ahead is not None:
         desk, running = replace(desk, seq=desk.seq + 1), replace(running, forecast=ahead)
@@ -237,6 +242,15 @@ def _announce(desk: Desk, running: Running, decision: Decision, *, newest: bool)
         wanted["decision-release_at_risk"] = AlarmText("warning", None, why, "see the forecast; consider to intervene")
     desk, said = alarms(desk, "decision-", wanted, plan.at)
     return desk, running, [*outputs, *said]
+
+
+def _diagnosed(batch: Batch, at: float, standing: Diagnosis | None) -> Diagnosis | None:
+    """What explains the last days: the pumps, the bag, the cells, or nothing. None from a sick belief."""
+    try:
+        with np.errstate(all="ignore"):
+            return diagnose(batch, at, standing)
+    except (ArithmeticError, ValueError):  # numpy's LinAlgError is a ValueError
+        return None
 
 
 def _ahead(desk: Desk, running: Running, decision: Decision) -> ForecastMessage | None:

@@ -112,7 +112,7 @@ def _noticed(batch: Batch, refused: Row, fault: Fault, now: float) -> tuple[floa
     if refused.get(name, -1.0) >= fault.onset - 1e-6:
         return now, "refused"
     for alarm in channel_alarms(batch, now) if fault.kind == "sensor" else readback_alarms(batch, now):
-        if alarm.channel in (name, fault.target) and alarm.since >= fault.onset - 1e-6:
+        if alarm.channel in (name, f"readback_{name}") and alarm.since >= fault.onset - 1e-6:
             return now, alarm.code
     return None, ""
 

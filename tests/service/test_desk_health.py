@@ -166,7 +166,7 @@ def test_a_value_that_a_person_confirms_is_taken_in(played: Driver) -> None:
 def raising(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, str], severity: health.Severity = "warning") -> None:
     """The twin's own alarms, made to order."""
     made = tuple(health.Alarm(c, channel, 1.0, severity, "what", "do") for c, channel in found)  # type: ignore[arg-type]
-    monkeypatch.setattr("twin.estimation.health.alarms", lambda batch, now: made)
+    monkeypatch.setattr("twin.estimation.health.alarms", lambda batch, now, state: made)
 
 
 def later(desk: Desk, hours: float) -> Desk:
@@ -196,7 +196,7 @@ def test_ten_alarms_at_once_are_ten_and_eleven_are_a_flood(played: Driver, monke
 def test_in_a_flood_what_is_critical_is_said_all_the_same(played: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     made = tuple(health.Alarm("stuck", c, 1.0, "warning", "what", "do") for c in CHANNELS)
     worst = health.Alarm("contradicted", "do", 1.0, "critical", "what", "do")
-    monkeypatch.setattr("twin.estimation.health.alarms", lambda batch, now: (*made, worst))
+    monkeypatch.setattr("twin.estimation.health.alarms", lambda batch, now, state: (*made, worst))
     assert set(looked(played.desk)[2]) == {"alarm_flood", "contradicted-do"}
 
 

@@ -224,7 +224,7 @@ def test_a_silent_pump_is_lost_only_while_others_talk() -> None:
     batch = pumped((0.0, 0.5), (0.25, 0.5))
     assert codes(batch, 2.0) == []  # the whole line is silent: another alarm's business
     batch = assimilate(batch, Measurement("g", "glucose", 20.0, 1.9, 1.9))
-    assert codes(batch, 2.0) == [("readback_lost", "readback:perfusion")]
+    assert codes(batch, 2.0) == [("readback_lost", "readback_perfusion")]
     assert readback_alarms(batch, 2.0)[0].since == pytest.approx(0.75)
     assert codes(apply(batch, ControlApplied("again", 1.95, "perfusion", 0.5)), 2.0) == []
 
@@ -232,7 +232,7 @@ def test_a_silent_pump_is_lost_only_while_others_talk() -> None:
 def test_a_restless_pump_says_garbage_and_an_operators_hand_does_not() -> None:
     assert codes(pumped((0.0, 0.2), (1.0, 1.2), (1.5, 0.2)), 1.6) == []
     restless = pumped((0.0, 0.2), (1.0, 1.2), (1.25, 0.4), (1.5, 1.9))
-    assert codes(restless, 1.6) == [("readback_garbage", "readback:perfusion")]
+    assert codes(restless, 1.6) == [("readback_garbage", "readback_perfusion")]
     assert codes(restless, 3.0) == []
     overrides = pumped((0.0, 0.2), (1.0, 1.2), (1.25, 0.4), (1.5, 1.9), cmd="c")
     assert codes(overrides, 1.6) == []
@@ -244,11 +244,11 @@ def test_a_recipe_may_move_the_pump_whenever_a_count_comes_in() -> None:
         batch = assimilate(batch, Measurement(f"v{at}", "viable_density", 5.0, at - 0.1, at - 0.02))
     assert codes(batch, 1.6) == []
     held = replace(batch, process=replace(batch.process, recipe=replace(batch.process.recipe, policy="constant")))
-    assert codes(held, 1.6) == [("readback_garbage", "readback:perfusion")]
+    assert codes(held, 1.6) == [("readback_garbage", "readback_perfusion")]
 
 
 def test_a_rate_beyond_the_pump_is_garbage_at_once() -> None:
-    assert codes(pumped((0.0, 0.5), (1.0, 24.0 * 0.5)), 1.1) == [("readback_garbage", "readback:perfusion")]
+    assert codes(pumped((0.0, 0.5), (1.0, 24.0 * 0.5)), 1.1) == [("readback_garbage", "readback_perfusion")]
 
 
 def test_a_readback_that_sticks_is_seen_against_the_recipe() -> None:

@@ -13,6 +13,7 @@ Symbols (Sarkka, Bayesian Filtering and Smoothing, 2013): m mean, P covariance, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -84,7 +85,7 @@ def root(cov: Matrix) -> tuple[Matrix, bool]:
     A covariance that is not finite gives NaN: the belief says so itself (`Belief.finite`), and every gate stays shut.
     """
     factor, info = linalg.lapack.dpotrf(cov, lower=False, clean=True)  # pyright: ignore[reportAttributeAccessIssue]
-    if info == 0 and np.isfinite(factor[-1, -1]):
+    if info == 0 and isfinite(factor[-1, -1]):
         return factor, False
     if not np.isfinite(cov).all():
         return np.full_like(cov, np.nan), True

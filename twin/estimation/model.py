@@ -78,7 +78,8 @@ class BioreactorModel:
     def advance(self, points: np.ndarray, drive: Drive, span: float) -> np.ndarray:
         moved, control = points.copy(), np.array(drive.control)
         if substeps(span) == 1:
-            moved[:N_STATE] = self._step(points[: self.moving], control, self._flat(drive.medium), span)[0]
+            grown = np.exp(points[: self.moving])
+            moved[:N_STATE] = self._step(grown, control, self._flat(drive.medium), span)[0]
             return moved
         states, theta = _physical(points[:N_STATE]), self.theta_columns(points, drive.medium)
         moved[:N_STATE] = _logarithms(self._advance(states, control, theta, span))
@@ -103,7 +104,8 @@ class BioreactorModel:
         return self._q * span
 
     def observe(self, points: np.ndarray, channels: Sequence[str], drive: Drive) -> np.ndarray:
-        return self._observe(points, self._flat(drive.medium))[0][[self._place[c] for c in channels]]
+        grown, errors = np.exp(points[: self.moving]), points[self.moving :]
+        return self._observe(grown, errors, self._flat(drive.medium))[0][[self._place[c] for c in channels]]
 
     def observe_jacobian(
         self, mean: np.ndarray, channels: Sequence[str], drive: Drive
@@ -121,34 +123,31 @@ class BioreactorModel:
 
 @cache
 def _stepper(parameters: tuple[str, ...]) -> Columns:
-    """(coordinates and ln parameters [moving, m], control, theta, span) -> coordinates [13, m] after one step."""
-    point, u = ca.SX.sym("point", N_STATE + len(parameters)), ca.SX.sym("u", N_U)
+    """(exp of coordinates and ln parameters [moving, m], control, theta, span) -> coordinates [13, m] after one step."""
+    grown, u = ca.SX.sym("grown", N_STATE + len(parameters)), ca.SX.sym("u", N_U)
     theta, dt = ca.SX.sym("theta", N_THETA), ca.SX.sym("dt")
-    x, learnt = _unpacked(point, parameters, theta)
-    end = State(*ca.vertsplit(step_function()(x, u, learnt, dt)))
-    return Columns(
-        ca.Function("celltwin_pushed", [point, u, theta, dt], [ca.log(ca.vertcat(*to_coordinates(end)))]), {1, 2, 3}
-    )
+    end = State(*ca.vertsplit(step_function()(*_unpacked(grown, u, parameters, theta), dt)))
+    moved = ca.log(ca.vertcat(*to_coordinates(end)))
+    return Columns(ca.Function("celltwin_pushed", [grown, u, theta, dt], [moved]), {1, 2, 3})
 
 
 @cache
 def _observer(parameters: tuple[str, ...], channels: tuple[str, ...], with_error: tuple[int, ...]) -> Columns:
-    """(points [n, m], theta) -> readings [channels, m] on their compared scales; errors that no sensor has fold away."""
-    point, theta = ca.SX.sym("point", N_STATE + len(parameters) + len(with_error)), ca.SX.sym("theta", N_THETA)
-    x, learnt = _unpacked(point, parameters, theta)
-    errors = ca.SX.zeros(2 * len(channels))
-    errors[list(with_error)] = point[N_STATE + len(parameters) :]
+    """(exp of coordinates and ln parameters [moving, m], errors [.., m], theta) -> readings [channels, m], compared."""
+    grown, own = ca.SX.sym("grown", N_STATE + len(parameters)), ca.SX.sym("own", len(with_error))
+    theta, errors = ca.SX.sym("theta", N_THETA), ca.SX.zeros(2 * len(channels))
+    errors[list(with_error)] = own  # where no sensor has one, it folds away
+    x, _, learnt = _unpacked(grown, None, parameters, theta)
     z = observer_function(channels)(x, learnt, errors)
-    return Columns(ca.Function("celltwin_looked", [point, theta], [z]), {1})
+    return Columns(ca.Function("celltwin_looked", [grown, own, theta], [z]), {2})
 
 
-def _unpacked(point: Any, parameters: tuple[str, ...], theta: Any) -> tuple[Any, Any]:
-    """Symbolic state and theta at a symbolic point."""
-    known = ca.vertsplit(theta)
-    values = ca.vertsplit(ca.exp(point[: N_STATE + len(parameters)]))
+def _unpacked(grown: Any, u: Any, parameters: tuple[str, ...], theta: Any) -> tuple[Any, Any, Any]:
+    """Symbolic state, control and theta where the coordinates and learnt parameters are `grown`."""
+    known, values = ca.vertsplit(theta), ca.vertsplit(grown)
     for name, value in zip(parameters, values[N_STATE:], strict=True):
         known[Kinetics._fields.index(name)] = value
-    return ca.vertcat(*from_coordinates(Coordinates(*values[:N_STATE]))), ca.vertcat(*known)
+    return ca.vertcat(*from_coordinates(Coordinates(*values[:N_STATE]))), u, ca.vertcat(*known)
 
 
 def _physical(logarithms: np.ndarray) -> np.ndarray:

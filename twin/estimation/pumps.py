@@ -122,7 +122,7 @@ Asked = Callable[[float], Control | None]
 
 
 def readback_alarms(batch: Batch, now: float, asked: Asked | None = None) -> tuple[Alarm, ...]:
-    """Alarms about what the pumps have said until `now` [d]; the channel is ``readback:ACTUATOR``.
+    """Alarms about what the pumps have said until `now` [d]; the channel is ``readback_ACTUATOR``.
 
     `readback_lost`, `readback_garbage`, and with `asked` (`controllers.recipes.recipe_control` at the readings known then)
     `readback_unasked`: reports without a command that stay away from the recipe, by an operator's hand or a stuck read-back.
@@ -135,7 +135,7 @@ def readback_alarms(batch: Batch, now: float, asked: Asked | None = None) -> tup
         said = [c for c in batch.applied if c.actuator == actuator and c.at <= now]
         if not said:
             continue
-        scale, name = float(getattr(full, actuator)), f"readback:{actuator}"
+        scale, name = float(getattr(full, actuator)), f"readback_{actuator}"
         heard = _heard_after(batch, said[-1].at + LOST, now)
         if heard is not None:
             text = f"the pump has said nothing since day {said[-1].at:.2f}, others have"
