@@ -150,7 +150,7 @@ def absorb(
 ) -> tuple[Checkpoint, tuple[Innovation, ...]]:
     """All evidence of one instant into the belief. Channels without a sensor entry are kept but inform nothing."""
     sensors, count = batch.process.sensors, point.count + len(group)
-    data = tuple(_datum(batch, m) for m in group if m.channel in sensors)
+    data = tuple(datum_of(batch, m) for m in group if m.channel in sensors)
     if not data:
         return replace(point, count=count), ()
     at = group[0].sampled_at
@@ -164,7 +164,8 @@ def absorb(
     return Checkpoint(count, fused.belief, fused.watches, informed, shadow), fused.innovations
 
 
-def _datum(batch: Batch, m: Measurement) -> Datum:
+def datum_of(batch: Batch, m: Measurement) -> Datum:
+    """A measurement as the filter takes it: on its compared scale, with the variance of its noise there."""
     sensor, channel = batch.process.sensors[m.channel], CHANNELS[m.channel]
     sd = sensor.sd
     if m.sd is not None:
@@ -182,13 +183,13 @@ def carry(batch: Batch, point: Checkpoint, until: float) -> Checkpoint:
         if batch.shadow is not None and shadow is not None:
             shadow = batch.shadow.predict(shadow, drive, end)
         for channel in calibrated:
-            belief = _calibrated(batch, belief, channel)
-            shadow = _calibrated(batch, shadow, channel) if shadow is not None else None
+            belief = recalibrated(batch, belief, channel)
+            shadow = recalibrated(batch, shadow, channel) if shadow is not None else None
             watches = {k: w for k, w in watches.items() if k != channel}
     return Checkpoint(point.count, belief, watches, point.informed, shadow)
 
 
-def _calibrated(batch: Batch, belief: Belief, channel: str) -> Belief:
+def recalibrated(batch: Batch, belief: Belief, channel: str) -> Belief:
     """Forget a sensor's learnt error: it has been calibrated. An unknown channel changes nothing."""
     sensor = batch.process.sensors.get(channel)
     if sensor is None or sensor.error is None:

@@ -33,7 +33,7 @@ from twin.estimation.belief import N_STATE, Belief
 from twin.estimation.filters import symmetric
 from twin.estimation.model import BioreactorModel
 from twin.evidence import ACTUATORS, Measurement
-from twin.history import Batch, Checkpoint, _datum, carry  # pyright: ignore[reportPrivateUsage] - one way to read a fact
+from twin.history import Batch, Checkpoint, carry, datum_of
 from twin.inputs import Drive
 from twin.process import Process
 from twin.sensors import CHANNELS
@@ -249,7 +249,7 @@ def _likelihoods(batch: Batch, bank: Bank, after: float, now: float) -> tuple[Fl
         means, at = _moved(batch, model, bank, means, at, when), when
         score = np.concatenate([score, np.full(means.shape[1] - score.size, score[0])])
         drive = batch.course.at(when)
-        data = [_datum(batch, m) for m in group]
+        data = [datum_of(batch, m) for m in group]
         channels = tuple(dict.fromkeys(d.sensor.channel for d in data))
         mean, cov = batch.filter.look(point.belief, channels, drive)
         expected = model.observe(means, channels, drive)

@@ -152,7 +152,7 @@ def fuse(
         before = known.get(channel, FRESH)
         verdict, watch, detail = _judge(datum, belief.time, predicted, s, before)
         if verdict == "rejected" and watch.streak:
-            now = _belief(joint, belief, n)
+            now = state_of(joint, belief, n)
             ruling, detail = _who_is_wrong(
                 algorithm, now, drive, datum.sensor, watch, datum.y - predicted, known, sensors
             )
@@ -171,7 +171,7 @@ def fuse(
         residual = datum.y - predicted
         ratio = abs(residual) / (datum.sensor.gate * sqrt(s)) if s > 0.0 else nan
         innovations.append(Innovation(belief.time, channel, residual, s, residual**2 / s, ratio, verdict, detail))
-    return Fused(_belief(joint, belief, n), tuple(innovations), known, tuple(enacted))
+    return Fused(state_of(joint, belief, n), tuple(innovations), known, tuple(enacted))
 
 
 def follow(
@@ -183,7 +183,7 @@ def follow(
     for datum, step in zip(data, enacted, strict=True):
         row = n + channels.index(datum.sensor.channel)
         joint = _enact(algorithm, joint, belief, datum, row, step, channels, drive, layout)
-    return _belief(joint, belief, layout.size)
+    return state_of(joint, belief, layout.size)
 
 
 def _enact(
@@ -191,17 +191,18 @@ def _enact(
     drive: Any, layout: Layout,
 ) -> Outlook:  # fmt: skip
     if step.verdict == "widened":
-        now = _belief(joint, belief, layout.size)
-        wide = _widened(now, joint.cov[: layout.size, row], joint.cov[row, row], layout, step.inflate)
+        now = state_of(joint, belief, layout.size)
+        wide = widened(now, joint.cov[: layout.size, row], joint.cov[row, row], layout, step.inflate)
         joint = algorithm.look(wide, channels, drive)
     elif step.let_go and datum.sensor.error is not None:
         joint = algorithm.look(
-            _let_go(_belief(joint, belief, layout.size), datum.sensor.error, layout), channels, drive
+            let_go(state_of(joint, belief, layout.size), datum.sensor.error, layout), channels, drive
         )
     return _conditioned(joint, row, datum.y, datum.r) if step.verdict in ("accepted", "widened") else joint
 
 
-def _belief(joint: Outlook, belief: Belief, n: int) -> Belief:
+def state_of(joint: Outlook, belief: Belief, n: int) -> Belief:
+    """The coordinates of a joint Gaussian as a belief at the instant of `belief`."""
     return Belief(belief.time, joint.mean[:n], symmetric(joint.cov[:n, :n]), belief.repairs)
 
 
@@ -327,7 +328,7 @@ def _heard(channel: str, w: Watch, now: float, sensors: Sensors) -> bool:
     return channel in sensors and not w.why and now - w.at <= RECENT[sensors[channel].kind]
 
 
-def _widened(belief: Belief, cross: np.ndarray, variance: float, layout: Layout, inflate: float = INFLATE) -> Belief:
+def widened(belief: Belief, cross: np.ndarray, variance: float, layout: Layout, inflate: float = INFLATE) -> Belief:
     """Widened by rank one along what the reading depends on of state and donor; sensor errors are not touched."""
     doubt = cross.copy()
     doubt[layout.error_start :] = 0.0
@@ -335,7 +336,7 @@ def _widened(belief: Belief, cross: np.ndarray, variance: float, layout: Layout,
     return Belief(belief.time, belief.mean, cov, belief.repairs)
 
 
-def _let_go(belief: Belief, error: SensorError, layout: Layout) -> Belief:
+def let_go(belief: Belief, error: SensorError, layout: Layout) -> Belief:
     """The sensor's own error is at least as uncertain as at calibration again, about where it is believed to be."""
     cov, i = belief.cov.copy(), layout.index(error.name)
     cov[i, i] = max(cov[i, i], error.sd**2)

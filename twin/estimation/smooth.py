@@ -20,8 +20,8 @@ from scipy import linalg
 
 from twin.estimation.belief import Belief, Layout
 from twin.estimation.filters import Matrix, Outlook, root, symmetric
-from twin.estimation.screen import Datum, Enacted, _belief, _let_go, _widened, condition, fuse
-from twin.history import Batch, Checkpoint, _calibrated, _datum, carry, instants, last_checkpoint
+from twin.estimation.screen import Datum, Enacted, condition, fuse, let_go, state_of, widened
+from twin.history import Batch, Checkpoint, carry, datum_of, instants, last_checkpoint, recalibrated
 from twin.inputs import Drive
 
 SEGMENT = 256
@@ -142,7 +142,7 @@ def within(batch: Batch, stop: Stop) -> list[Move | Take]:
         row = n + channels.index(datum.sensor.channel)
         wide = _leap(joint, stop.arrived, datum, step, row, layout)
         if wide is not None:
-            now = _belief(joint, stop.arrived, n)
+            now = state_of(joint, stop.arrived, n)
             steps.append(Move(now, wide, now.cov))
             joint = batch.filter.look(wide, channels, stop.drive)
         if step.verdict in ("accepted", "widened"):
@@ -156,7 +156,7 @@ def _forward(batch: Batch, point: Checkpoint, until: int) -> list[Stop]:
     belief, watches, sensors = point.belief, point.watches, batch.process.sensors
     stops: list[Stop] = []
     for group in instants(batch.evidence[point.count : until]):
-        data = tuple(_datum(batch, m) for m in group if m.channel in sensors)
+        data = tuple(datum_of(batch, m) for m in group if m.channel in sensors)
         if not data:
             continue
         at = group[0].sampled_at
@@ -177,7 +177,7 @@ def way(batch: Batch, belief: Belief, stops: Sequence[float]) -> Iterator[Move]:
         for end, drive, calibrated in batch.course.spans(belief.time, stop):
             after, cross = batch.filter.transit(belief, drive, end)
             for channel in calibrated:
-                after = _calibrated(batch, after, channel)
+                after = recalibrated(batch, after, channel)
                 sensor = batch.process.sensors.get(channel)
                 if sensor is not None and sensor.error is not None:
                     cross[:, batch.layout.index(sensor.error.name)] = 0.0
@@ -201,9 +201,9 @@ def _between(batch: Batch, stop: Stop, later: Belief, asked: Sequence[float]) ->
 
 def _leap(joint: Outlook, belief: Belief, datum: Datum, step: Enacted, row: int, layout: Layout) -> Belief | None:
     """The belief as it was widened for a reading, or None: as `twin.estimation.screen` does it."""
-    now = _belief(joint, belief, layout.size)
+    now = state_of(joint, belief, layout.size)
     if step.verdict == "widened":
-        return _widened(now, joint.cov[: layout.size, row], float(joint.cov[row, row]), layout, step.inflate)
+        return widened(now, joint.cov[: layout.size, row], float(joint.cov[row, row]), layout, step.inflate)
     if step.let_go and datum.sensor.error is not None:
-        return _let_go(now, datum.sensor.error, layout)
+        return let_go(now, datum.sensor.error, layout)
     return None
