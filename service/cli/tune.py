@@ -140,7 +140,10 @@ def _noise(tuned: Any) -> dict[str, Any]:
     for channel, s in tuned.sensors.items():
         sensors[channel] = {"sd": _figures(s.sd)} | ({"walk": _figures(s.error.walk)} if s.error is not None else {})
     process = {name: _figures(sd) for name, sd in tuned.noise._asdict().items()}
-    return {"process": process, "parameter_walk": _figures(tuned.parameter_walk), "sensors": sensors}
+    restless = {name: _figures(walk) for name, walk in tuned.restless.items()}
+    return {
+        "process": process, "parameter_walk": _figures(tuned.parameter_walk), "restless": restless, "sensors": sensors,
+    }  # fmt: skip
 
 
 def _figures(value: float) -> float:
@@ -198,6 +201,7 @@ def _scaled(name: str, before: Any, after: Any) -> list[tuple[str, float, float]
     knob = next(k for k in KNOBS if k.name == name)
     rows = [(f"process noise of {n}", getattr(before.noise, n), getattr(after.noise, n)) for n in knob.noise]
     rows += [("walk of the donor parameters", before.parameter_walk, after.parameter_walk)] * knob.parameters
+    rows += [(f"walk of {n}", walk, after.restless[n]) for n, walk in before.restless.items() if knob.restless]
     rows += [(f"sd of {c}", s.sd, after.sensors[c].sd) for c, s in before.sensors.items() if c in knob.sd]
     rows += [
         (f"walk of the error of {c}", s.error.walk, after.sensors[c].error.walk)

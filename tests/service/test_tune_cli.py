@@ -42,6 +42,9 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+RESTLESS = {"k_d0": 0.2}
+
+
 def process_file(folder: Path, name: str, noise: Path) -> str:
     """The shipped process with another noise."""
     content = yaml.safe_load((configs_dir() / "processes" / "car_nk.yaml").read_text(encoding="utf-8"))
@@ -57,7 +60,9 @@ def test_what_was_tuned_is_told_and_a_process_file_can_name_it(
     """A process that thinks far too little of its counter and its load cell learns better from three batches."""
     wrong, out = tmp_path / "wrong.yaml", tmp_path / "tuned.yaml"
     sensors = {"weight": {"sd": 0.02}, "viable_density": {"sd": 0.5}, "viability": {"sd": 0.1}}
-    wrong.write_text(yaml.safe_dump({"name": "w", "source": "made up", "sensors": sensors}), encoding="utf-8")
+    wrong.write_text(
+        yaml.safe_dump({"name": "w", "source": "made up", "sensors": sensors, "restless": RESTLESS}), encoding="utf-8"
+    )
     before = process_file(tmp_path, "before", wrong)
     options = ["--evaluations", "70", "--held-out", "0.25", "--preset", before, "--json"]
     assert run(["tune", str(history), "-o", str(out), *options]) == 0
@@ -73,6 +78,9 @@ def test_what_was_tuned_is_told_and_a_process_file_can_name_it(
     assert tuned.noise.viable / began.noise.viable == pytest.approx(told["multipliers"]["growth"], rel=1e-3)
     assert tuned.sensors["weight"].sd < 0.005 and tuned.sensors["viable_density"].sd < 0.2
     assert tuned.sensors["ph"] == began.sensors["ph"]  # not in the data
+    assert tuned.restless == pytest.approx(
+        {k: v * told["multipliers"]["restless"] for k, v in RESTLESS.items()}, rel=1e-3
+    )
     assert tuned.recipe == began.recipe and tuned.theta == began.theta
 
 

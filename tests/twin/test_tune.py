@@ -102,7 +102,13 @@ def test_what_no_reading_speaks_of_is_not_tuned() -> None:
     counts = [Measurement(f"x{k}", "viable_density", 0.5, 0.1 * k, 0.1 * k) for k in range(9)]
     few = [Measurement(f"p{k}", "ph", 7.2, 0.1 * k, 0.1 * k) for k in range(3)]
     named = {k.name: k for k in relevant(PROCESS, [batch_of(*counts, *few)])}
-    assert set(named) == {"growth", "parameter_walk", "strong_ion", "counter"}  # pH too seldom for its own noise
+    assert set(named) == {
+        "growth",
+        "parameter_walk",
+        "restless",
+        "strong_ion",
+        "counter",
+    }  # pH too seldom for its own noise
     assert named["counter"].sd == ("viable_density",)
     assert relevant(PROCESS, [batch_of()]) == ()
     with pytest.raises(ValueError, match="no batch has a reading"):
@@ -114,6 +120,7 @@ def test_a_turn_and_its_inverse_leave_the_process_as_it_was(multipliers: list[fl
     there = turned(PROCESS, KNOBS, multipliers)
     again = turned(there, KNOBS, [1.0 / m for m in multipliers])
     np.testing.assert_allclose(again.noise, PROCESS.noise, rtol=1e-12)
+    assert PROCESS.restless and again.restless == pytest.approx(PROCESS.restless, rel=1e-12)
     assert again.parameter_walk == pytest.approx(PROCESS.parameter_walk, rel=1e-12)
     for channel, sensor in PROCESS.sensors.items():
         assert again.sensors[channel].sd == pytest.approx(sensor.sd, rel=1e-12)

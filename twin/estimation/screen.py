@@ -4,7 +4,8 @@ Every reading meets, in this order:
 
 1. **stuck**: a probe whose value repeats to the last digit `STUCK` times is quarantined;
 2. **unit slip**: another unit would explain it far better (`twin.estimation.slips`): held back, the unit is proposed;
-3. **quarantine**: a quarantined channel is only watched, until `RETURN` readings in a row fit within `FIT_AGAIN`;
+3. **quarantine**: a quarantined channel is only watched, until `RETURN` readings in a row fit within `FIT_AGAIN` with an error
+   that a calibrated sensor of its kind may have;
 4. **gate**: taken in when ``|innovation| <= gate sqrt(S)``; their ratio is published as the test ratio;
 5. **who is wrong**, after rejections: channels that contradict the belief *in one direction* say that the state is wrong,
    and the belief is widened along what they speak of. A channel alone is wrong itself, and is quarantined: a probe at
@@ -150,7 +151,9 @@ def fuse(
         row = n + channels.index(channel)
         predicted, s = float(joint.mean[row]), float(joint.cov[row, row]) + datum.r
         before = known.get(channel, FRESH)
-        verdict, watch, detail = _judge(datum, belief.time, predicted, s, before)
+        error = datum.sensor.error
+        implied = float(joint.mean[layout.index(error.name)]) + datum.y - predicted if error else 0.0
+        verdict, watch, detail = _judge(datum, belief.time, predicted, s, before, implied)
         if verdict == "rejected" and watch.streak:
             now = state_of(joint, belief, n)
             ruling, detail = _who_is_wrong(
@@ -220,8 +223,11 @@ def _conditioned(joint: Outlook, row: int, y: float, r: float) -> Outlook:
     return Outlook(mean, dger(-1.0 / s, column, column, a=cov.T, overwrite_a=True).T)
 
 
-def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch) -> tuple[Verdict, Watch, str]:
-    """Verdict on one reading by its own channel's memory; who is wrong after a rejection is decided elsewhere."""
+def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch, implied: float) -> tuple[Verdict, Watch, str]:
+    """Verdict on one reading by its own channel's memory; who is wrong after a rejection is decided elsewhere.
+
+    `implied` is the error that the sensor must have if the belief is right.
+    """
     sensor = d.sensor
     score = (d.y - predicted) / sqrt(s) if s > 0.0 else nan
     repeats = w.repeats + 1 if d.value == w.last else 0
@@ -252,7 +258,8 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch) -> tuple[
         since = w.alarmed if w.why else now
         return "unit_slip", w._replace(why="unit_slip", alarmed=since, detail=detail), detail
     if w.quarantined:
-        good = w.good + 1 if abs(score) <= FIT_AGAIN else 0
+        possible = sensor.error is None or abs(implied) <= FIT_AGAIN * sensor.error.sd
+        good = w.good + 1 if possible and abs(score) <= FIT_AGAIN else 0
         if good < RETURN[sensor.kind]:
             return "quarantined", w._replace(good=good), w.detail
         taken = taken._replace(why="", alarmed=np.inf, good=0, detail="", up=0.0, down=0.0)

@@ -53,6 +53,7 @@ class Knob(NamedTuple):
     sd: tuple[str, ...] = ()  # noise of readings of these channels
     walk: tuple[str, ...] = ()  # walk of the errors of these channels' sensors
     parameters: bool = False  # walk of the donor parameters
+    restless: bool = False  # walk of those that have one of their own
 
 
 KNOBS = (
@@ -65,6 +66,7 @@ KNOBS = (
     Knob("strong_ion", noise=("strong_ion",)),
     Knob("volume", noise=("volume",)),
     Knob("parameter_walk", parameters=True),
+    Knob("restless", restless=True),
     Knob("counter", sd=("viable_density", "dead_density", "total_density", "viability")),
     Knob("analyser", sd=("glucose", "lactate", "glutamine", "ammonia")),
     Knob("immunoassay", sd=("cytokine",)),
@@ -184,7 +186,8 @@ def relevant(process: Process, batches: Sequence[Batch], knobs: Sequence[Knob] =
         sd = tuple(c for c in knob.sd if c in enough)
         walk = tuple(c for c in knob.walk if c in enough and process.sensors[c].error is not None)
         spoken_of = bool(measured) and (knob.name not in _NEEDS or not measured.isdisjoint(_NEEDS[knob.name]))
-        if sd or walk or ((knob.noise or knob.parameters) and spoken_of):
+        inner = knob.noise or knob.parameters or (knob.restless and process.restless)
+        if sd or walk or (inner and spoken_of):
             found.append(knob._replace(sd=sd, walk=walk))
     return tuple(found)
 
@@ -192,6 +195,7 @@ def relevant(process: Process, batches: Sequence[Batch], knobs: Sequence[Knob] =
 def turned(process: Process, knobs: Sequence[Knob], multipliers: Iterable[float]) -> Process:
     """The process with the noises of every knob scaled."""
     noise, sensors, parameter_walk = process.noise._asdict(), dict(process.sensors), process.parameter_walk
+    restless = dict(process.restless)
     for knob, factor in zip(knobs, map(float, multipliers), strict=True):
         for name in knob.noise:
             noise[name] *= factor
@@ -204,7 +208,10 @@ def turned(process: Process, knobs: Sequence[Knob], multipliers: Iterable[float]
                 sensors[channel] = replace(sensors[channel], error=wider)
         if knob.parameters:
             parameter_walk *= factor
-    return replace(process, noise=Coordinates(**noise), sensors=sensors, parameter_walk=parameter_walk)
+        if knob.restless:
+            restless = {name: walk * factor for name, walk in restless.items()}
+    tuned = replace(process, noise=Coordinates(**noise), parameter_walk=parameter_walk, restless=restless)
+    return replace(tuned, sensors=sensors)
 
 
 def tune(
