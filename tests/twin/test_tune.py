@@ -144,7 +144,7 @@ def test_going_through_a_batch_again_gives_the_innovations_it_had() -> None:
 @pytest.mark.slow
 def test_noise_that_was_configured_wrongly_is_found_again() -> None:
     """Four matched reactors of six days; the process is three times too restless, a probe said to be too good or too bad."""
-    wrong = {"growth": 3.0, "capacitance": 0.5, "raman": 2.0, "oxygen_uptake_walk": 0.3}
+    wrong = {"growth": 3.0, "capacitance": 0.5, "raman": 2.0, "ph": 0.4}
     chosen = knobs(*wrong)
     batches = [prepared(told(matched_run(PROCESS, seed, 6, every=2))) for seed in range(4)]
     began = turned(PROCESS, chosen, [wrong[k.name] for k in chosen])
