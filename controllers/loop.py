@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,7 +26,7 @@ from controllers.guard import (
 from controllers.plan import Decision, Plan, Policy, Situation
 from controllers.recipes import recipe_control
 from controllers.rollout import resimulate
-from twin.batch import Batch, apply, assimilate, believe_at, control_at, latest, medium_at, note, perfused
+from twin.batch import Batch, believe_at, control_at, latest, medium_at, perfused, tell
 from twin.bioreactor import Control, State
 from twin.estimation.belief import Belief, split
 from twin.estimation.health import health
@@ -212,7 +211,7 @@ def receive(session: Session, fact: Fact, policy: Policy) -> tuple[Session, tupl
     batch has ended, and two days after the recipe's latest harvest; at most `AT_ONCE` are taken, the newest. Raises `twin.evidence.Refused` for a fact that cannot
     enter the evidence; the session is then as it was.
     """
-    batch = _absorb(session.batch, fact)
+    batch = tell(session.batch, fact)
     told = fact.received_at if isinstance(fact, Measurement) else fact.at
     clock = max(session.clock, told)
     until = min(clock, session.batch.process.recipe.harvest_latest + 2.0)
@@ -228,11 +227,6 @@ def receive(session: Session, fact: Fact, policy: Policy) -> tuple[Session, tupl
     ended = session.ended or _ends(fact)
     after = replace(session, batch=batch, clock=clock, next_decision=due, plan=plan, last=last, ended=ended)
     return after, tuple(decisions)
-
-
-def _absorb(batch: Batch, fact: Fact) -> Batch:
-    verbs: dict[type, Callable[..., Batch]] = {Measurement: assimilate, ControlApplied: apply, Event: note}
-    return verbs[type(fact)](batch, fact)
 
 
 def _ends(fact: Fact) -> bool:

@@ -7,7 +7,7 @@ Late, corrected, retracted and duplicated data are ordinary data: what is believ
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from twin.donors.prior import DonorPrior, considering
 from twin.estimation.belief import Belief
 from twin.estimation.filters import FILTERS
 from twin.estimation.model import BioreactorModel, initial_belief, make_layout
-from twin.evidence import ACTUATORS, ControlApplied, Event, Measurement, Reading, Refused
+from twin.evidence import ACTUATORS, ControlApplied, Event, Fact, Measurement, Reading, Refused
 from twin.history import Batch, absorb, carry, instants, last_checkpoint, replay, revised
 from twin.inputs import begin, course, extended
 from twin.process import Process
@@ -113,6 +113,17 @@ def note(batch: Batch, e: Event) -> Batch:
                 raise Refused("out_of_range", f"medium event {e.id!r}: {name} {value!r} must be a number from 0 to 1e5")
     noted = replace(batch, events=_ordered(batch.events, e, _happened), told=batch.told.set(f"event {e.id}", e))
     return _driven(noted, e) if e.kind in ("medium", "calibration") else noted
+
+
+def tell(batch: Batch, fact: Fact) -> Batch:
+    """Whatever kind of fact it is, by its own verb. Raises Refused as they do."""
+    match fact:
+        case Measurement():
+            return assimilate(batch, fact)
+        case ControlApplied():
+            return apply(batch, fact)
+        case Event():
+            return note(batch, fact)
 
 
 # --- the ways out ----------------------------------------------------------------------------------------------------
@@ -270,11 +281,3 @@ def _is_last(batch: Batch, fact: ControlApplied | Event) -> bool:
     if isinstance(fact, Event):
         return batch.events[-1] is fact and (not batch.applied or batch.applied[-1].at <= fact.at)
     return batch.applied[-1] is fact and (not batch.events or batch.events[-1].at < fact.at)
-
-
-def nis(batch: Batch, newest: int = 50) -> Mapping[str, float]:
-    """Mean normalised innovation squared of the newest readings of every channel; 1 when the filter is honest."""
-    by_channel: dict[str, list[float]] = {}
-    for i in batch.innovations:
-        by_channel.setdefault(i.channel, []).append(i.nis)
-    return {k: float(np.mean(v[-newest:])) for k, v in by_channel.items()}

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from twin.batch import Batch, apply, assimilate, believe_at, note, start
+from twin.batch import Batch, believe_at, start, tell
 from twin.bioreactor import Control, State
 from twin.donors.prior import DonorPrior, preset_prior
 from twin.estimation.belief import Belief, Marginal, learnt, marginals
+from twin.estimation.observability import Informed, observability
 from twin.evidence import ControlApplied, Event, Fact, Measurement
 from twin.futures import Forecast, Schedule, forecast
 from twin.process import Process
@@ -34,13 +35,7 @@ class Twin:
         """Take in measurements, read-backs and events, in any order. Raises `twin.evidence.Refused`."""
         batch = self.batch
         for fact in [facts] if isinstance(facts, Measurement | ControlApplied | Event) else facts:
-            match fact:
-                case Measurement():
-                    batch = assimilate(batch, fact)
-                case ControlApplied():
-                    batch = apply(batch, fact)
-                case Event():
-                    batch = note(batch, fact)
+            batch = tell(batch, fact)
         return replace(self, batch=batch)
 
     def belief(self, at: float) -> Belief:
@@ -54,6 +49,10 @@ class Twin:
     def donor(self, at: float) -> dict[str, Marginal]:
         """Donor parameters and sensor errors as learnt by day `at`."""
         return learnt(self.belief(at), self.batch.layout)
+
+    def informed(self, at: float) -> tuple[Informed, ...]:
+        """What the readings until day `at` say about every coordinate: informed, weakly, or not observable yet."""
+        return observability(self.batch, at)
 
     def forecast(self, now: float, schedule: Schedule | Control, *, n: int = 500, seed: int = 0) -> Forecast:
         """Bands, P(pass) and harvest from day `now` under a schedule or a held control."""

@@ -13,8 +13,8 @@ import numpy as np
 
 from simulators.recording import Recording, record
 from simulators.study.base import Figure, Row, Study, Table
-from simulators.study.tracking import VERBS, live, true_at, within
-from twin.batch import believe_at, start
+from simulators.study.tracking import live, true_at, within
+from twin.batch import believe_at, start, tell
 from twin.config import load_config
 from twin.donors.prior import DonorPrior, preset_prior
 from twin.estimation.belief import marginals
@@ -51,7 +51,7 @@ def run(job: Job) -> Row:
     blind = begun
     for fact in recording.facts:
         if not isinstance(fact, Measurement):
-            blind = VERBS[type(fact)](blind, fact)
+            blind = tell(blind, fact)
     batch, times, fused = begun, [], _empty()
     for moment in live(recording, begun, EVERY):
         batch = moment.batch

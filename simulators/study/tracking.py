@@ -8,13 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from simulators.recording import Recording
-from twin.batch import apply, assimilate, believe_at, note
+from twin.batch import believe_at, tell
 from twin.estimation.belief import Marginal, marginals
-from twin.evidence import ControlApplied, Event, Fact, Measurement, Refused
+from twin.evidence import Fact, Measurement, Refused
 from twin.history import Batch
 
 HOUR = 1.0 / 24.0
-VERBS: Mapping[type, Callable[..., Batch]] = {Measurement: assimilate, ControlApplied: apply, Event: note}
 
 
 class Moment(NamedTuple):
@@ -41,7 +40,7 @@ def lived(recording: Recording, batch: Batch, until: float) -> tuple[Batch, int]
     for fact in recording.facts:
         if known_at(fact) > until:
             break
-        batch = VERBS[type(fact)](batch, fact)
+        batch = tell(batch, fact)
         count += 1
     return batch, count
 
@@ -69,7 +68,7 @@ def live(
             yield Moment(due, batch, refused)
             due += every
         try:
-            batch = VERBS[type(fact)](batch, fact)
+            batch = tell(batch, fact)
         except Refused:
             name = fact.channel if isinstance(fact, Measurement) else getattr(fact, "actuator", "event")
             refused.setdefault(name, known)

@@ -11,10 +11,10 @@ from controllers.loop import decide
 from controllers.plan import Plan
 from simulators import VirtualBioreactor
 from twin import load_config
-from twin.batch import apply, assimilate, note, start
+from twin.batch import start, tell
 from twin.donors.prior import preset_prior
 from twin.estimation.health import health
-from twin.evidence import ControlApplied, Fact, Measurement, Refused
+from twin.evidence import Fact, Measurement, Refused
 from twin.history import Batch
 from twin.process import Process
 
@@ -32,13 +32,7 @@ def told(process: Process, facts: tuple[Fact, ...]) -> Batch:
     batch = start("b", process, preset_prior(process))
     for fact in facts:
         try:
-            match fact:
-                case Measurement():
-                    batch = assimilate(batch, fact)
-                case ControlApplied():
-                    batch = apply(batch, fact)
-                case _:
-                    batch = note(batch, fact)
+            batch = tell(batch, fact)
         except Refused as refusal:
             raise AssertionError(str(refusal)) from None
     return batch

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from twin import history
-from twin.batch import Batch, apply, assimilate, believe_at, control_at, latest, nis, note, perfused, start
+from twin.batch import Batch, assimilate, believe_at, control_at, latest, perfused, start
+from twin.batch import tell as told
 from twin.bioreactor import Control
 from twin.config import load_config
 from twin.donors.prior import preset_prior
@@ -27,13 +28,7 @@ def empty(filter_name: str = "ukf") -> Batch:
 
 def tell(batch: Batch, facts: Sequence[Fact]) -> Batch:
     for fact in facts:
-        match fact:
-            case Measurement():
-                batch = assimilate(batch, fact)
-            case ControlApplied():
-                batch = apply(batch, fact)
-            case Event():
-                batch = note(batch, fact)
+        batch = told(batch, fact)
     return batch
 
 
@@ -181,16 +176,6 @@ def test_channels_without_a_sensor_are_kept_but_inform_nothing() -> None:
 def test_an_unknown_filter_is_named() -> None:
     with pytest.raises(ValueError, match="particle"):
         start("b", PROCESS, PRIOR, "particle")
-
-
-def test_nis_is_reported_by_channel() -> None:
-    assert set(nis(tell(empty(), story()))) == {
-        "viable_density",
-        "glucose",
-        "capacitance",
-        "oxygen_uptake",
-        "car_fraction",
-    }
 
 
 @pytest.mark.parametrize(("channel", "reading"), [("capacitance", 0.0), ("capacitance", 400.0), ("oxygen_uptake", 0.0)])

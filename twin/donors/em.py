@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from twin.batch import apply, assimilate, note, start
+from twin.batch import start, tell
 from twin.donors.prior import DonorPrior, considering
 from twin.estimation.belief import N_STATE
-from twin.evidence import ControlApplied, Event, Fact, Measurement, Refused
+from twin.evidence import Fact, Refused
 from twin.process import Process
 
 SHRINK = 0.2
@@ -49,13 +49,7 @@ def posterior(job: Job) -> DonorPosterior:
     batch = start("em", job.process, job.prior)
     for fact in job.facts:
         try:
-            match fact:
-                case Measurement():
-                    batch = assimilate(batch, fact)
-                case ControlApplied():
-                    batch = apply(batch, fact)
-                case Event():
-                    batch = note(batch, fact)
+            batch = tell(batch, fact)
         except Refused:
             continue
     rows = slice(N_STATE, batch.layout.error_start)
