@@ -44,7 +44,7 @@ class Linear:
 
     def __init__(self, rng: np.random.Generator, noise: float = 0.3) -> None:
         moving = LAYOUT.error_start
-        self.moving = moving
+        self.changing, self.moving = 13, moving
         self.F = np.zeros((N, N))
         self.F[:13, :moving] = 0.4 * rng.normal(size=(13, moving)) / np.sqrt(N) - 0.3 * np.eye(13, moving)
         self.B = np.zeros(N)

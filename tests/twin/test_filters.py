@@ -22,7 +22,7 @@ Q = np.diag([0.02, 0.03, 0.01, 0.005])
 class Linear:
     """x' = A x + B u over a unit span; Q per unit span."""
 
-    moving = 4
+    changing = moving = 4
 
     def advance(self, points: np.ndarray, drive: Any, span: float) -> np.ndarray:
         assert span == 1.0

@@ -26,7 +26,7 @@ Q = np.diag([0.02, 0.03, 0.0])
 class Linear:
     """x' = A x + u over a unit span; the last coordinate rests and gathers no noise."""
 
-    moving = 2
+    changing = moving = 2
 
     def advance(self, points: np.ndarray, drive: Any, span: float) -> np.ndarray:
         return A @ points + np.array([drive, 0.0, 0.0])[:, None]
@@ -41,7 +41,7 @@ class Linear:
 class Curved:
     """One coordinate that drifts with a wave and is read through an exponential."""
 
-    moving = 1
+    changing = moving = 1
 
     def advance(self, points: np.ndarray, drive: Any, span: float) -> np.ndarray:
         return points + 0.6 * np.sin(2.0 * points)

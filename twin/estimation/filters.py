@@ -38,6 +38,11 @@ class StateSpace(Protocol):
     """The model that a filter needs; coordinates are those of a `Layout`. `drive` holds the inputs and is opaque here."""
 
     @property
+    def changing(self) -> int:
+        """How many of the first coordinates the dynamics change: the state."""
+        ...
+
+    @property
     def moving(self) -> int:
         """How many of the first coordinates take part in the dynamics; `advance` neither reads nor moves the rest."""
         ...
@@ -103,7 +108,7 @@ def ukf(model: StateSpace, size: int) -> Filter:
     weights = MerweScaledSigmaPoints(size, alpha=1.0, beta=2.0, kappa=3.0 - size)
     weight, excess = float(weights.Wc[-1]), float(np.sum(weights.Wc)) - 2.0
     evenly = np.full(2 * size, weight)
-    spread, moving = float(np.sqrt(3.0)), model.moving  # sqrt(alpha^2 (n + kappa))
+    spread, changing, moving = float(np.sqrt(3.0)), model.changing, model.moving  # sqrt(alpha^2 (n + kappa))
 
     def sigma_points(mean: Vector, factor: Matrix, along: int) -> np.ndarray:
         """The centre, and points in pairs along the first rows of the upper factor [n, 1 + 2 along]."""
@@ -130,18 +135,18 @@ def ukf(model: StateSpace, size: int) -> Filter:
         """The belief at `until`; the factor of the one before, and covariances of its spreads with what they become."""
         span = until - belief.time
         factor, repaired = root(belief.cov)
-        moved = model.advance(sigma_points(belief.mean, factor, moving), drive, span)
+        moved = model.advance(sigma_points(belief.mean, factor, moving), drive, span)[:changing]
         mean, cov = belief.mean.copy(), factor.T @ factor if repaired else belief.cov.copy()
-        mean[:moving], cov[:moving, :moving], pairs = moments(moved[:moving])
-        cov[:moving, moving:] = pairs.T @ factor[:moving, moving:]
-        cov[moving:, :moving] = cov[:moving, moving:].T
+        mean[:changing], cov[:changing, :changing], pairs = moments(moved)
+        cov[:changing, changing:] = pairs.T @ factor[:moving, changing:]
+        cov[changing:, :changing] = cov[:changing, changing:].T
         cov += model.process_noise(belief, span)
         return Belief(until, mean, cov, belief.repairs + repaired), factor, pairs
 
     def transit(belief: Belief, drive: Any, until: float) -> tuple[Belief, Matrix]:
         after, factor, pairs = pushed(belief, drive, until)
         cross = factor.T @ factor
-        cross[:, :moving] = factor[:moving].T @ pairs
+        cross[:, :changing] = factor[:moving].T @ pairs
         return after, cross
 
     def predict(belief: Belief, drive: Any, until: float) -> Belief:

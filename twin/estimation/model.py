@@ -47,7 +47,7 @@ class BioreactorModel:
 
     def __init__(self, process: Process, layout: Layout) -> None:
         self.process, self.layout = process, layout
-        self.moving = layout.error_start
+        self.changing, self.moving = N_STATE, layout.error_start
         self._advance = advance_many()
         self._theta = flat(process.theta)
         self._rows = np.array([Kinetics._fields.index(n) for n in layout.parameters], dtype=int)
