@@ -42,6 +42,7 @@ class Timed(NamedTuple):
     ms: tuple[float, ...]
     posterior: Posterior | None
     skipped: str = ""
+    base_ms: float | None = None  # median of the first row of the group, where that was timed in another process
 
 
 def run_rows(rows: Sequence[Row], rounds: int, advance: Callable[[float], None]) -> list[Timed]:

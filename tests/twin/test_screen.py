@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from twin.batch import apply, as_known, assimilate, believe_at, note, start
 from twin.config import load_config
 from twin.donors.prior import preset_prior
+from twin.estimation import screen
 from twin.estimation.belief import N_STATE
 from twin.estimation.health import alarms, channel_alarms, health
-from twin.estimation.screen import RETURN, STUCK, Verdict
+from twin.estimation.screen import RETURN, STUCK, Datum, Verdict, fuse
 from twin.estimation.slips import likely_slip, slips
 from twin.evidence import ControlApplied, Event, Measurement, Refused
 from twin.history import Batch
@@ -62,6 +63,33 @@ def test_readings_as_expected_raise_no_alarm(settled: Batch) -> None:
     assert state.repairs == 0
     assert state.apart is not None
     assert state.apart < 1.0
+
+
+@settings(max_examples=40)
+@given(st.lists(st.floats(-6.0, 6.0), min_size=len(PROBES), max_size=len(PROBES)))
+def test_readings_of_one_instant_come_to_the_same_at_once_and_one_by_one(settled: Batch, away: list[float]) -> None:
+    """GIVEN readings so many of their standard deviations off, WHEN those as expected are taken in as one vector, THEN verdicts
+    are those of going through them singly, and numbers too but for rounding."""
+    belief, layout, drive = believe_at(settled, 4.0 + HOUR), settled.layout, settled.course.at(4.0)
+    ahead = settled.filter.look(belief, PROBES, drive)
+    sds = np.sqrt(np.diagonal(ahead.cov)[layout.size :])
+    data: list[Datum] = []
+    for channel, z, sd, off in zip(PROBES, ahead.mean[layout.size :], sds, away, strict=True):
+        y, c, sensor = float(z + off * sd), CHANNELS[channel], PROCESS.sensors[channel]
+        data.append(Datum(sensor, float(np.exp(y)) - c.limit if c.scale == "log" else y, y, sensor.sd**2))
+    given_ = (settled.filter, belief, data, drive, settled.watches, layout, PROCESS.sensors)
+    together = fuse(*given_)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screen, "_at_once", lambda *_: None)
+        singly = fuse(*given_)
+    for a, b in zip(together.innovations, singly.innovations, strict=True):
+        assert (a.channel, a.verdict, a.detail) == (b.channel, b.verdict, b.detail)
+        assert np.allclose([a.residual, a.s, a.nis, a.ratio], [b.residual, b.s, b.nis, b.ratio], rtol=1e-8, atol=1e-9)
+    assert together.enacted == singly.enacted
+    assert together.watches.keys() == singly.watches.keys()
+    sd = np.sqrt(np.diagonal(singly.belief.cov))
+    assert np.abs((together.belief.mean - singly.belief.mean) / sd).max() < 1e-9
+    assert np.abs((together.belief.cov - singly.belief.cov) / np.outer(sd, sd)).max() < 1e-9
 
 
 def test_a_stuck_probe_is_quarantined_and_comes_back_when_it_moves_and_fits(settled: Batch) -> None:

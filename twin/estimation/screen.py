@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.linalg.blas import dger  # pyright: ignore[reportAttributeAccessIssue]
+from scipy.linalg.lapack import dpotrf, dtrtrs  # pyright: ignore[reportAttributeAccessIssue]
 
 from twin.estimation.belief import Belief, Layout
 from twin.estimation.filters import Filter, Outlook, symmetric
@@ -89,6 +90,9 @@ class Enacted(NamedTuple):
     inflate: float = INFLATE  # by how much the predicted variance grew, where the belief was widened
 
 
+TAKEN = Enacted("accepted", let_go=False)
+
+
 class Watch(NamedTuple):
     """What is remembered of a channel between readings."""
 
@@ -137,12 +141,15 @@ def fuse(
 ) -> Fused:
     """All readings of one instant into the belief.
 
-    The readings are conditioned on one after the other within one joint Gaussian, which for accepted readings is the
-    vector update of the textbook.
+    The readings are conditioned on one after the other within one joint Gaussian. Where each is as expected, as most are,
+    that is the vector update of the textbook, and is done as one.
     """
     n = layout.size
     channels = tuple(dict.fromkeys(d.sensor.channel for d in data))
     joint = algorithm.look(belief, channels, drive)
+    at_once = _at_once(joint, belief, data, watches) if len(channels) == len(data) else None
+    if at_once is not None:
+        return at_once
     known = dict(watches)
     innovations: list[Innovation] = []
     enacted: list[Enacted] = []
@@ -175,6 +182,36 @@ def fuse(
         ratio = abs(residual) / (datum.sensor.gate * sqrt(s)) if s > 0.0 else nan
         innovations.append(Innovation(belief.time, channel, residual, s, residual**2 / s, ratio, verdict, detail))
     return Fused(state_of(joint, belief, n), tuple(innovations), known, tuple(enacted))
+
+
+def _at_once(joint: Outlook, belief: Belief, data: Sequence[Datum], watches: Watches) -> Fused | None:
+    """All readings of one instant, of one channel each, taken in together; None where there is a question about any of them.
+
+    With ``S = L L'`` the residuals given the readings before are ``L_jj (L^-1 (y - z))_j``, their variances ``L_jj^2``.
+    """
+    n, k, now = belief.mean.size, len(data), belief.time
+    s, right = joint.cov[n:, n:].copy(), np.empty((k, n + 1), order="F")
+    s.flat[:: k + 1] += [d.r for d in data]
+    factor, failed = dpotrf(s, lower=True, clean=True)
+    if failed:
+        return None
+    right[:, :n] = joint.cov[n:, :n]
+    np.subtract([d.y for d in data], joint.mean[n:], out=right[:, n])
+    white, _ = dtrtrs(factor, right, lower=True, overwrite_b=True)
+    told, scores, sds = white[:, :n], white[:, n].tolist(), factor.diagonal().tolist()
+    known, innovations = dict(watches), list[Innovation]()
+    for d, score, sd in zip(data, scores, sds, strict=True):
+        channel = d.sensor.channel
+        watch = _unremarkable(d, now, score, known.get(channel, FRESH))
+        if watch is None:
+            return None
+        known[channel] = watch
+        ratio = abs(score) / d.sensor.gate
+        innovations.append(Innovation(now, channel, score * sd, sd * sd, score * score, ratio, "accepted"))
+    after = Belief(
+        now, joint.mean[:n] + white[:, n] @ told, symmetric(joint.cov[:n, :n] - told.T @ told), belief.repairs
+    )
+    return Fused(after, tuple(innovations), known, (TAKEN,) * len(data))
 
 
 def follow(
@@ -230,15 +267,10 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch, implied: 
     """
     sensor = d.sensor
     score = (d.y - predicted) / sqrt(s) if s > 0.0 else nan
+    plain = _unremarkable(d, now, score, w)
+    if plain is not None:
+        return "accepted", plain, ""
     repeats = w.repeats + 1 if d.value == w.last else 0
-    if not w.why and abs(score) <= min(sensor.gate, PLAIN) and repeats + 1 < STUCK and not d.confirmed:  # as most are
-        up, down = max(0.0, w.up + score - SLACK), max(0.0, w.down - score - SLACK)
-        if max(up, down) <= LIMIT:
-            return (
-                "accepted",
-                Watch(0, inf, now, d.value, repeats, score, now, up, down, "", w.alarmed, w.good, w.detail),
-                "",
-            )
     before, w = w.score, w._replace(last=d.value, repeats=repeats, score=score, at=now)
     if not isfinite(score):
         return "rejected", w, "not a number"
@@ -270,6 +302,17 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch, implied: 
     if taken.why == "unit_slip":
         taken = taken._replace(why="", alarmed=np.inf, detail="")
     return "accepted", _cusum(taken, sensor, now), ""
+
+
+def _unremarkable(d: Datum, now: float, score: float, w: Watch) -> Watch | None:
+    """What is remembered after a reading that there is nothing to say about; None for any other."""
+    repeats = w.repeats + 1 if d.value == w.last else 0
+    if w.why or d.confirmed or repeats + 1 >= STUCK or not abs(score) <= min(d.sensor.gate, PLAIN):
+        return None
+    up, down = max(0.0, w.up + score - SLACK), max(0.0, w.down - score - SLACK)
+    if max(up, down) > LIMIT:
+        return None
+    return Watch(0, inf, now, d.value, repeats, score, now, up, down, "", w.alarmed, w.good, w.detail)
 
 
 def _cusum(w: Watch, sensor: Sensor, now: float) -> Watch:
