@@ -98,9 +98,9 @@ def _rich(beside: Table) -> RichTable:
 def _prior(path: Path | None, config: str) -> Any:
     from twin.donors.artefact import load_prior
 
-    names = (f"{config}_online", config)
-    shipped = next((p for n in names if (p := configs_dir() / "priors" / n).is_dir()), configs_dir() / "none")
-    return load_prior(path) if path else load_prior(shipped) if shipped.is_dir() else None
+    shipped = (configs_dir() / "priors" / name for name in (f"{config}_online", config))
+    found = path or next((p for p in shipped if p.is_dir()), None)
+    return load_prior(found) if found else None
 
 
 def _run(chosen: Study, jobs: Any, workers: int) -> Iterator[tuple[int, Any]]:

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
 from controllers.recipes import recipe_schedule
 from simulators.recording import Recording, record
-from simulators.study.base import Figure, Row, Study
+from simulators.study.base import Figure, OneDonor, Row, Study, one_each
 from simulators.study.tracking import live, true_at
 from twin.batch import start
 from twin.bioreactor import State
-from twin.config import load_config
-from twin.donors.prior import DonorPrior, preset_prior
+from twin.donors.prior import DonorPrior
 from twin.futures import run_futures
 from twin.process import Process
 
@@ -30,25 +28,11 @@ ASKED = ((3.0, 5.5), (6.0, 8.5), (6.0, 14.0))
 FUTURES = 200
 
 
-class Job(NamedTuple):
-    """One donor on one rig."""
-
-    seed: int
-    process: str
-    prior: DonorPrior | None
-
-
-def jobs(batches: int, first: int, process: str, prior: DonorPrior | None) -> Sequence[Job]:
-    """One job a donor."""
-    return [Job(first + k, process, prior) for k in range(batches)]
-
-
-def run(job: Job) -> Row:
+def run(job: OneDonor) -> Row:
     """Forecasts of one batch by the full twin and by counts alone."""
-    process = load_config(job.process)
+    process, prior = job.given
     recording = record(process, job.seed, seed=job.seed, days=DAYS)
     process = replace(process, recipe=replace(process.recipe, harvest_cells=1e9, harvest_latest=DAYS))
-    prior = job.prior or preset_prior(process)
     counting = replace(process, sensors={"viable_density": process.sensors["viable_density"]})
     return {
         "seed": job.seed,
@@ -112,4 +96,4 @@ def figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
     return tuple(found)
 
 
-STUDY: Study = Study("Counts foretold on the mismatched plant", 200, jobs, run, figures)
+STUDY: Study = Study("Counts foretold on the mismatched plant", 200, one_each, run, figures)

@@ -5,9 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from twin.donors.prior import DonorPrior
+from twin.config import load_config
+from twin.donors.prior import DonorPrior, preset_prior
+from twin.process import Process
 
 Row = Mapping[str, Any]
+
+
+class OneDonor(NamedTuple):
+    """The usual job: one donor on one rig."""
+
+    seed: int
+    process: str
+    prior: DonorPrior | None
+
+    @property
+    def given(self) -> tuple[Process, DonorPrior]:
+        """What the twin starts from; where no prior is given, the preset's."""
+        process = load_config(self.process)
+        return process, self.prior or preset_prior(process)
+
+
+def one_each(batches: int, first: int, process: str, prior: DonorPrior | None) -> Sequence[OneDonor]:
+    """One job a donor."""
+    return [OneDonor(first + k, process, prior) for k in range(batches)]
 
 
 class Figure(NamedTuple):

@@ -2,11 +2,16 @@
 
 The one study on matched data: truth is drawn from the filter's own prior and carried by its own model and noise
 (`simulators.matched`). It tests the arithmetic of the filter, not its worth; every other study is on the mismatched plant.
+
+Twice: donors as unlike each other as the prior says, and steady donors within a third of that, the filter told so. Over the
+narrow range the model is nearly straight, and what a Gaussian filter then misses is a mistake; over the full range posteriors are
+curved (a replicative limit not yet met only says "later"), and what it misses besides is the price of being Gaussian.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +21,11 @@ from simulators.matched import matched_run, told
 from simulators.study.base import Figure, Row, Study
 from twin.batch import believe_at
 from twin.config import load_config
-from twin.donors.prior import DonorPrior
+from twin.donors.prior import DonorPrior, preset_prior
 
 DAYS = 21
+NARROW = 0.3
+"""Spread of the donors over which the model is nearly straight, over that of the prior."""
 
 
 class Job(NamedTuple):
@@ -28,16 +35,23 @@ class Job(NamedTuple):
     process: str
     prior: DonorPrior | None
     filter_name: str = "ukf"
+    spread: float = 1.0  # of the donors, over that of the prior
 
 
 def jobs(batches: int, first: int, process: str, prior: DonorPrior | None) -> Sequence[Job]:
-    """One job a reactor."""
-    return [Job(first + k, process, prior) for k in range(batches)]
+    """Two jobs a reactor: a donor from all of the prior, and one from its middle."""
+    whole = prior or preset_prior(load_config(process))
+    return [Job(first + k, process, whole, spread=spread) for spread in (1.0, NARROW) for k in range(batches)]
 
 
 def run(job: Job) -> Row:
     """NIS of every reading taken in, NEES at the end of every day."""
-    reactor = matched_run(load_config(job.process), job.seed, DAYS, job.filter_name, prior=job.prior)
+    process = load_config(job.process)
+    prior = job.prior or preset_prior(process)
+    if job.spread != 1.0:
+        prior = replace(prior, cov=prior.cov * job.spread**2)
+        process = replace(process, parameter_walk=job.spread * process.parameter_walk, restless={})
+    reactor = matched_run(process, job.seed, DAYS, job.filter_name, prior=prior)
     batch = told(reactor)
     nees: list[float] = []
     for day in range(1, DAYS + 1):
@@ -47,6 +61,7 @@ def run(job: Job) -> Row:
     taken = [i.nis for i in batch.innovations if i.accepted]
     return {
         "seed": job.seed,
+        "spread": job.spread,
         "nis_sum": float(np.sum(taken)),
         "nis_n": len(taken),
         "rejected": len(batch.innovations) - len(taken),
@@ -57,17 +72,27 @@ def run(job: Job) -> Row:
 
 
 def figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
-    """Means and the tail."""
-    nees = np.array([v for r in rows for v in r["nees"]])
-    size, n = int(rows[0]["size"]), len(rows)
-    readings = int(sum(r["nis_n"] for r in rows))
-    beyond = float(np.mean(nees > chi2.ppf(0.99, size)))
-    return (
-        Figure("NIS, mean over readings", sum(r["nis_sum"] for r in rows) / readings, low=0.95, high=1.05, n=readings),
-        Figure("NEES/n, mean over reactor-days", float(nees.mean()) / size, low=0.90, high=1.05, n=nees.size),
-        Figure("P(NEES > chi2 .99)", beyond, high=0.02, n=nees.size, note=f"{n} reactors, {DAYS} d, n = {size}"),
-        Figure("readings not taken in", sum(r["rejected"] for r in rows) / readings, n=readings),
-    )
+    """Means and the tail, of all donors and of those from the middle."""
+    size, readings = int(rows[0]["size"]), int(sum(r["nis_n"] for r in rows))
+    found = [
+        Figure("NIS, mean over readings", sum(r["nis_sum"] for r in rows) / readings, low=0.95, high=1.05, n=readings)
+    ]
+    for spread, donors in (
+        (1.0, "donors of the whole prior"),
+        (NARROW, f"steady donors within {NARROW:g} of its spread"),
+    ):
+        nees = np.array([v for r in rows if r["spread"] == spread for v in r["nees"]])
+        if not nees.size:
+            continue
+        beyond = float(np.mean(nees > chi2.ppf(0.99, size)))
+        note = f"{nees.size // DAYS} reactors, {DAYS} d, n = {size}"
+        found += [
+            Figure(
+                f"{donors}: NEES/n, mean over reactor-days", float(nees.mean()) / size, low=0.90, high=1.05, n=nees.size
+            ),
+            Figure(f"{donors}: P(NEES > chi2 .99)", beyond, high=0.02, n=nees.size, note=note),
+        ]
+    return (*found, Figure("readings not taken in", sum(r["rejected"] for r in rows) / readings, n=readings))
 
 
 STUDY = Study("Matched reactors: is the filter as sure as it may be?", 100, jobs, run, figures)

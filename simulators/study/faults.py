@@ -189,30 +189,24 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
             hours = [c["hours"] for c in mine if c["found"]]
             line.append(f"{len(hours)}/{len(mine)} {np.median(hours):.0f}h" if hours else f"0/{len(mine)}")
         grid.append(tuple(line))
-    by_mode: list[tuple[Any, ...]] = []
-    for mode in SENSOR_MODES:
-        line = [mode]
-        for onset in ONSETS:
-            mine = [c for c in cells if c["mode"] == mode and c["onset"] == onset]
-            line.append(
-                " / ".join([f"{np.mean([c['found'] for c in mine]):.2f}", *(f"{_held(mine, q):.2f}" for q in HELD)])
-            )
-        by_mode.append(tuple(line))
-    by_channel: list[tuple[Any, ...]] = []
-    for channel in CHANNELS:
-        line = [channel]
-        for onset in ONSETS:
-            mine = [c for c in cells if c["channel"] == channel and c["onset"] == onset]
-            line.append(
-                " / ".join([f"{np.mean([c['found'] for c in mine]):.2f}", *(f"{_held(mine, q):.2f}" for q in HELD)])
-            )
-        by_channel.append(tuple(line))
     onsets = tuple(f"onset day {o:g}" for o in ONSETS)
     return (
         Table("found within four days, median hours to it", ("mode", *CHANNELS), tuple(grid)),
-        Table("found / viable density held / glucose held", ("mode", *onsets), tuple(by_mode)),
-        Table("found / viable density held / glucose held", ("channel", *onsets), tuple(by_channel)),
+        Table("found / viable density held / glucose held", ("mode", *onsets), _by_onset(cells, "mode", SENSOR_MODES)),
+        Table(
+            "found / viable density held / glucose held", ("channel", *onsets), _by_onset(cells, "channel", CHANNELS)
+        ),
     )
+
+
+def _by_onset(cells: Sequence[Row], key: str, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """A line a name: of every onset the fraction found and the coverages."""
+
+    def told(mine: Sequence[Row]) -> str:
+        figures = [float(np.mean([c["found"] for c in mine])), *(_held(mine, q) for q in HELD)]
+        return " / ".join(f"{f:.2f}" for f in figures)
+
+    return tuple((n, *(told([c for c in cells if c[key] == n and c["onset"] == o]) for o in ONSETS)) for n in names)
 
 
 STUDY = Study("Sensor faults on the mismatched plant", 12, jobs, run, figures, tables)

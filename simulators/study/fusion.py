@@ -7,16 +7,14 @@ truth; the model alone is the donor prior carried under the pumps' rates as they
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from simulators.recording import Recording, record
-from simulators.study.base import Figure, Row, Study, Table
+from simulators.study.base import Figure, OneDonor, Row, Study, Table, one_each
 from simulators.study.tracking import live, true_at, within
 from twin.batch import believe_at, start, tell
-from twin.config import load_config
-from twin.donors.prior import DonorPrior, preset_prior
 from twin.estimation.belief import marginals
 from twin.evidence import Measurement
 from twin.history import Batch
@@ -30,24 +28,11 @@ SENSED = ("viable_density", "viability", "car_fraction", "glucose", "lactate", "
 """Quantities of the NRMSE: those that a sensor reads."""
 
 
-class Job(NamedTuple):
-    """One donor on one rig."""
-
-    seed: int
-    process: str
-    prior: DonorPrior | None
-
-
-def jobs(batches: int, first: int, process: str, prior: DonorPrior | None) -> Sequence[Job]:
-    """One job a donor."""
-    return [Job(first + k, process, prior) for k in range(batches)]
-
-
-def run(job: Job) -> Row:
+def run(job: OneDonor) -> Row:
     """Errors, coverage and spread of one batch, with sensors and without, every 6 h."""
-    process = load_config(job.process)
+    process, prior = job.given
     recording = record(process, job.seed, seed=job.seed, days=DAYS)
-    begun = start("study", process, job.prior or preset_prior(process))
+    begun = start("study", process, prior)
     blind = begun
     for fact in recording.facts:
         if not isinstance(fact, Measurement):
@@ -151,4 +136,4 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
     return (Table("belief by what was known, 90 % intervals", columns, tuple(body)),)
 
 
-STUDY = Study("What fusing is worth: mismatched plant, healthy rigs, 14 days", 20, jobs, run, figures, tables)
+STUDY = Study("What fusing is worth: mismatched plant, healthy rigs, 14 days", 20, one_each, run, figures, tables)

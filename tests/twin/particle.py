@@ -14,8 +14,8 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from twin.estimation.belief import Belief
+from twin.estimation.conditioning import condition
 from twin.estimation.filters import Filter, StateSpace
-from twin.estimation.screen import condition
 
 CHUNK = 8192
 WIDE = 1.1

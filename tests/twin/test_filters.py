@@ -10,8 +10,8 @@ import pytest
 from filterpy.kalman import MerweScaledSigmaPoints, unscented_transform
 
 from twin.estimation.belief import Belief
+from twin.estimation.conditioning import condition
 from twin.estimation.filters import FILTERS, Filter, root
-from twin.estimation.screen import condition
 
 A = np.array([[0.95, 0.10, 0.0, 0.0], [-0.05, 0.90, 0.2, 0.0], [0.0, 0.0, 0.99, 0.05], [0.0, 0.0, 0.0, 1.0]])
 B = np.array([0.3, -0.1, 0.0, 0.0])

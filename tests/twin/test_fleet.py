@@ -15,6 +15,7 @@ from twin.config import load_config
 from twin.donors.prior import preset_prior
 from twin.estimation import fleet as module
 from twin.estimation.belief import Belief
+from twin.estimation.conditioning import condition
 from twin.estimation.filters import Filter, ukf
 from twin.estimation.fleet import (
     Beliefs,
@@ -27,7 +28,6 @@ from twin.estimation.fleet import (
     stack,
 )
 from twin.estimation.model import BioreactorModel
-from twin.estimation.screen import condition
 from twin.inputs import Drive
 from twin.native.columns import Columns
 from twin.process import Process

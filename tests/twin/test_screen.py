@@ -13,7 +13,7 @@ from twin.donors.prior import preset_prior
 from twin.estimation import screen
 from twin.estimation.belief import N_STATE
 from twin.estimation.health import alarms, channel_alarms, health
-from twin.estimation.screen import RETURN, STUCK, Datum, Verdict, fuse
+from twin.estimation.screen import FRESH, RETURN, SILENT, STUCK, Datum, Verdict, fuse
 from twin.estimation.slips import likely_slip, slips
 from twin.evidence import ControlApplied, Event, Measurement, Refused
 from twin.history import Batch
@@ -31,9 +31,13 @@ def expected(batch: Batch, channel: str, t: float) -> float:
     return float(np.exp(z)) - c.limit if c.scale == "log" else z
 
 
-def tell(batch: Batch, channel: str, t: float, factor: float = 1.0, plus: float = 0.0, **how: bool) -> Batch:
-    """One reading at `t`: what is expected, times `factor`, plus `plus`, with a last digit of its own."""
-    value = expected(batch, channel, t) * factor + plus + 1e-7 * np.sin(1e4 * t)
+def tell(
+    batch: Batch, channel: str, t: float, factor: float = 1.0, plus: float = 0.0, stir: float = 0.8, **how: bool
+) -> Batch:
+    """One reading at `t`: what is expected, times `factor`, plus `plus`, and up to `stir` of its noise (0: a last digit only)."""
+    sd, log = PROCESS.sensors[channel].sd, CHANNELS[channel].scale == "log"
+    noise = stir * sd * float(np.sin(1e5 * t)) + 1e-7 * float(np.sin(1e4 * t))
+    value = (expected(batch, channel, t) * factor + plus) * (np.exp(noise) if log else 1.0) + (0.0 if log else noise)
     return assimilate(batch, Measurement(f"{channel}{t:.6f}", channel, value, t, t, **how))
 
 
@@ -105,6 +109,40 @@ def test_a_stuck_probe_is_quarantined_and_comes_back_when_it_moves_and_fits(sett
     assert verdict(batch) == "accepted"
     assert not batch.watches["ph"].why
     assert np.abs(batch.belief.mean[:N_STATE] - before).max() < 0.5
+
+
+@pytest.mark.parametrize("channel", [c for c in PROBES if c != "capacitance"])  # which moves by itself: cells grow
+def test_a_probe_that_scatters_far_less_than_its_noise_is_held_dead_and_comes_back(
+    settled: Batch, channel: str
+) -> None:
+    """GIVEN hourly readings that follow the belief but for their noise, WHEN a day has passed, THEN the probe is quarantined."""
+    batch = settled
+    for k in range(1, 25):
+        batch = tell(batch, channel, 4.0 + k * HOUR, stir=0.02)
+    assert verdict(batch) == "quarantined"
+    assert batch.watches[channel].why == "stuck"
+    assert "scatters" in batch.watches[channel].detail
+    for k in range(25, 25 + RETURN["probe"] + 4):
+        batch = tell(batch, channel, 4.0 + k * HOUR)
+    assert verdict(batch) == "accepted"
+
+
+def test_readings_close_together_may_be_alike(settled: Batch) -> None:
+    """A transmitter damps what it sends every minute; two hours of it are no evidence against the probe."""
+    batch = settled
+    for k in range(1, 120):
+        batch = tell(batch, "ph", 4.0 + k / 1440.0, stir=0.02)
+    assert verdict(batch) == "accepted"
+
+
+@given(st.integers(0, 10_000))
+def test_sound_noise_of_six_tenths_of_what_is_stated_is_not_held_dead_in_a_month(seed: int) -> None:
+    rng, sensor, w = np.random.default_rng(seed), PROCESS.sensors["do"], FRESH
+    most = 0.0
+    for k, y in enumerate(50.0 + 0.6 * sensor.sd * rng.standard_normal(28 * 24)):
+        w = screen._listened(w, Datum(sensor, float(y), float(y), sensor.sd**2), k * HOUR)
+        most = max(most, w.silence)
+    assert most < SILENT
 
 
 @pytest.mark.parametrize("channel", PROBES)

@@ -2,7 +2,8 @@
 
 Every reading meets, in this order:
 
-1. **stuck**: a probe whose value repeats to the last digit `STUCK` times is quarantined;
+1. **stuck**: a probe is quarantined whose value repeats to the last digit `STUCK` times, or that scatters far less than its noise
+   (frozen, lagging, quantised, or its noise divided along with the reading by a unit);
 2. **unit slip**: another unit would explain it far better (`twin.estimation.slips`): held back, the unit is proposed;
 3. **quarantine**: a quarantined channel is only watched, until `RETURN` readings in a row fit within `FIT_AGAIN` with an error
    that a calibrated sensor of its kind may have;
@@ -19,17 +20,17 @@ gain is unknown testifies to nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf, isfinite, nan, sqrt
+from math import inf, isfinite, log, nan, sqrt
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.linalg.blas import dger  # pyright: ignore[reportAttributeAccessIssue]
 from scipy.linalg.lapack import dpotrf, dtrtrs  # pyright: ignore[reportAttributeAccessIssue]
 
 from twin.estimation.belief import Belief, Layout
+from twin.estimation.conditioning import INFLATE, conditioned, let_go, state_of, widened
 from twin.estimation.filters import Filter, Outlook, symmetric
 from twin.estimation.slips import likely_slip
-from twin.sensors import CHANNELS, Sensor, SensorError
+from twin.sensors import CHANNELS, Sensor
 
 Verdict = Literal["accepted", "widened", "rejected", "unit_slip", "quarantined"]
 Why = Literal["", "stuck", "contradicted", "drift", "biased", "unit_slip"]
@@ -37,9 +38,14 @@ Why = Literal["", "stuck", "contradicted", "drift", "biased", "unit_slip"]
 
 STREAK = 3
 """So many rejections decide between a wrong state and a wrong sensor."""
-INFLATE = 9.0
-"""The predicted variance of the contradicting reading grows by this factor when the state is held wrong."""
 STUCK = 6
+FULL, QUIET = 0.36, 0.02
+"""Variance of what successive readings of a probe differ by, over that of its stated noise: least of a sound one, and of a dead
+one. (Sound rigs of the mismatched simulator: 0.39-1.)"""
+SILENT = 20.0
+"""So many nats for the second must gather before a probe is held dead; sound rigs reached 12 in 280 batch-days."""
+APART = 1.0 / 48.0
+"""Readings closer in time [d] than this may be alike because a transmitter damps them."""
 RETURN = {"probe": 6, "laboratory": 2}
 FIT_AGAIN = 3.0
 PLAIN = 2.99
@@ -109,6 +115,9 @@ class Watch(NamedTuple):
     alarmed: float = np.inf  # since when [d]
     good: int = 0  # readings in quarantine that fitted, in a row
     detail: str = ""
+    mark: float = nan  # a reading to compare the next with, on the compared scale
+    marked: float = -inf  # when [d]
+    silence: float = 0.0  # nats gathered for a probe that scatters too little
 
     @property
     def quarantined(self) -> bool:
@@ -238,26 +247,7 @@ def _enact(
         joint = algorithm.look(
             let_go(state_of(joint, belief, layout.size), datum.sensor.error, layout), channels, drive
         )
-    return _conditioned(joint, row, datum.y, datum.r) if step.verdict in ("accepted", "widened") else joint
-
-
-def state_of(joint: Outlook, belief: Belief, n: int) -> Belief:
-    """The coordinates of a joint Gaussian as a belief at the instant of `belief`."""
-    return Belief(belief.time, joint.mean[:n], symmetric(joint.cov[:n, :n]), belief.repairs)
-
-
-def condition(joint: Outlook, row: int, y: float, r: float) -> Outlook:
-    """Gaussian conditioning of a joint Gaussian on a noisy reading `y` of its coordinate `row`."""
-    return _conditioned(Outlook(joint.mean.copy(), joint.cov.copy()), row, y, r)
-
-
-def _conditioned(joint: Outlook, row: int, y: float, r: float) -> Outlook:
-    """The same in place: a third of the cost."""
-    mean, cov = joint
-    column = cov[:, row].copy()
-    s = float(column[row]) + r
-    mean += column * ((y - float(mean[row])) / s)
-    return Outlook(mean, dger(-1.0 / s, column, column, a=cov.T, overwrite_a=True).T)
+    return conditioned(joint, row, datum.y, datum.r) if step.verdict in ("accepted", "widened") else joint
 
 
 def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch, implied: float) -> tuple[Verdict, Watch, str]:
@@ -271,6 +261,7 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch, implied: 
     if plain is not None:
         return "accepted", plain, ""
     repeats = w.repeats + 1 if d.value == w.last else 0
+    w = _listened(w, d, now)
     before, w = w.score, w._replace(last=d.value, repeats=repeats, score=score, at=now)
     if not isfinite(score):
         return "rejected", w, "not a number"
@@ -278,8 +269,9 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch, implied: 
     if d.confirmed:
         taken = taken._replace(up=0.0, down=0.0, why="", alarmed=np.inf, good=0, detail="")
         return ("accepted" if abs(score) <= sensor.gate else "widened"), taken, "confirmed"
-    if sensor.kind == "probe" and repeats + 1 >= STUCK:
-        detail = f"the same value {repeats + 1} times"
+    if sensor.kind == "probe" and (repeats + 1 >= STUCK or w.silence > SILENT):
+        same = repeats + 1 >= STUCK
+        detail = f"the same value {repeats + 1} times" if same else "scatters far less than its noise"
         since = w.alarmed if w.why == "stuck" else now
         return "quarantined", w._replace(why="stuck", alarmed=since, good=0, detail=detail), detail
     slip = likely_slip(sensor.channel, d.value, predicted, s)
@@ -290,8 +282,7 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch, implied: 
         since = w.alarmed if w.why else now
         return "unit_slip", w._replace(why="unit_slip", alarmed=since, detail=detail), detail
     if w.quarantined:
-        possible = sensor.error is None or abs(implied) <= FIT_AGAIN * sensor.error.sd
-        good = w.good + 1 if possible and abs(score) <= FIT_AGAIN else 0
+        good = w.good + 1 if _possible(d, now, implied) and abs(score) <= FIT_AGAIN else 0
         if good < RETURN[sensor.kind]:
             return "quarantined", w._replace(good=good), w.detail
         taken = taken._replace(why="", alarmed=np.inf, good=0, detail="", up=0.0, down=0.0)
@@ -310,9 +301,35 @@ def _unremarkable(d: Datum, now: float, score: float, w: Watch) -> Watch | None:
     if w.why or d.confirmed or repeats + 1 >= STUCK or not abs(score) <= min(d.sensor.gate, PLAIN):
         return None
     up, down = max(0.0, w.up + score - SLACK), max(0.0, w.down - score - SLACK)
-    if max(up, down) > LIMIT:
+    heard = _listened(w, d, now)
+    if max(up, down) > LIMIT or heard.silence > SILENT:
         return None
-    return Watch(0, inf, now, d.value, repeats, score, now, up, down, "", w.alarmed, w.good, w.detail)
+    kept = heard[-3:]
+    return Watch(0, inf, now, d.value, repeats, score, now, up, down, "", w.alarmed, w.good, w.detail, *kept)
+
+
+def _listened(w: Watch, d: Datum, now: float) -> Watch:
+    """With the step from the last mark weighed: is it the noise of a sound probe, or of a dead one?"""
+    gap = now - w.marked
+    if gap < APART or d.sensor.kind == "laboratory":
+        return w
+    silence = w.silence
+    if gap <= RECENT["probe"]:
+        stir = (d.y - w.mark) ** 2 / (2.0 * d.r)
+        for_dead = 0.5 * log(FULL / QUIET) - 0.5 * stir * (1.0 / QUIET - 1.0 / FULL)
+        silence = min(max(0.0, silence + for_dead), SILENT + 5.0)
+    return w._replace(mark=d.y, marked=now, silence=silence)
+
+
+def _possible(d: Datum, now: float, implied: float) -> bool:
+    """Whether a probe may have the error that the belief implies of it: as calibrated, and drifted since inoculation.
+
+    A quarantined probe's learnt error was let go, so that any reading would fit it. A laboratory method is held to its score.
+    """
+    error = d.sensor.error
+    if d.sensor.kind == "laboratory" or error is None:
+        return True
+    return abs(implied) <= FIT_AGAIN * sqrt(error.sd**2 + error.walk**2 * now)
 
 
 def _cusum(w: Watch, sensor: Sensor, now: float) -> Watch:
@@ -376,18 +393,3 @@ def _who_is_wrong(
 
 def _heard(channel: str, w: Watch, now: float, sensors: Sensors) -> bool:
     return channel in sensors and not w.why and now - w.at <= RECENT[sensors[channel].kind]
-
-
-def widened(belief: Belief, cross: np.ndarray, variance: float, layout: Layout, inflate: float = INFLATE) -> Belief:
-    """Widened by rank one along what the reading depends on of state and donor; sensor errors are not touched."""
-    doubt = cross.copy()
-    doubt[layout.error_start :] = 0.0
-    cov = belief.cov + (inflate - 1.0) / max(float(variance), 1e-300) * np.outer(doubt, doubt)
-    return Belief(belief.time, belief.mean, cov, belief.repairs)
-
-
-def let_go(belief: Belief, error: SensorError, layout: Layout) -> Belief:
-    """The sensor's own error is at least as uncertain as at calibration again, about where it is believed to be."""
-    cov, i = belief.cov.copy(), layout.index(error.name)
-    cov[i, i] = max(cov[i, i], error.sd**2)
-    return Belief(belief.time, belief.mean, cov, belief.repairs)

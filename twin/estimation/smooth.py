@@ -19,8 +19,9 @@ import numpy as np
 from scipy import linalg
 
 from twin.estimation.belief import Belief, Layout
+from twin.estimation.conditioning import condition, let_go, state_of, widened
 from twin.estimation.filters import Matrix, Outlook, root, symmetric
-from twin.estimation.screen import Datum, Enacted, condition, fuse, let_go, state_of, widened
+from twin.estimation.screen import Datum, Enacted, fuse
 from twin.history import Batch, Checkpoint, carry, datum_of, instants, last_checkpoint, recalibrated
 from twin.inputs import Drive
 
