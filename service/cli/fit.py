@@ -92,19 +92,19 @@ def _em(data: str, out: Path, preset: str, mapping: str | None, base: Path | Non
 
     from twin.config import load_config
     from twin.donors.artefact import ArtefactError, load_prior, save_prior
-    from twin.donors.em import population
+    from twin.donors.em import ROUNDS, population
     from twin.donors.prior import preset_prior
 
     process = load_config(preset)
     names, batches = _facts(data, mapping, preset)
-    begun, rounds = load_prior(base) if base else preset_prior(process), 2
+    begun = load_prior(base) if base else preset_prior(process)
     began = time.perf_counter()
     with (
-        progress(f"{rounds} rounds over {len(batches)} batches", rounds * len(batches)) as advance,
+        progress(f"at most {ROUNDS} rounds over {len(batches)} batches", ROUNDS * len(batches)) as advance,
         ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
         try:
-            learnt, likelihoods = population(process, begun, batches, rounds, pool.map, advance)
+            learnt, likelihoods = population(process, begun, batches, ROUNDS, pool.map, advance)
         except ValueError as error:
             fail(f"{data}: {error}")
     provenance = {

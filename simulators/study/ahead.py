@@ -96,4 +96,4 @@ def figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
     return tuple(found)
 
 
-STUDY: Study = Study("Counts foretold on the mismatched plant", 200, one_each, run, figures)
+STUDY: Study = Study("Counts foretold on the mismatched plant", 400, one_each, run, figures)

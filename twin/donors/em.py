@@ -23,6 +23,7 @@ from twin.process import Process
 
 SHRINK = 0.2
 """Correlations are taken this much towards none."""
+ROUNDS = 8  # at most
 LEAST = 0.1
 """Share of a parameter's variance that is spread between donors at the least."""
 
@@ -65,11 +66,13 @@ def population(
     process: Process,
     prior: DonorPrior,
     batches: Sequence[Sequence[Fact]],
-    rounds: int = 2,
+    rounds: int = ROUNDS,
     spread: Callable[[Callable[[Job], DonorPosterior], Iterable[Job]], Iterable[DonorPosterior]] = map,
     tick: Callable[[int], None] = lambda done: None,
 ) -> tuple[DonorPrior, tuple[float, ...]]:
-    """The population after `rounds`, and the log-likelihood at the beginning of each. `spread` is `map` or a pool's.
+    """The population after at most `rounds`, and the log-likelihood at the beginning of each. `spread` is `map` or a pool's.
+
+    It ends with the round that began with a likelihood less than a nat above that of the round before.
 
     Raises ValueError for fewer than three donors: their spread says nothing.
     """
@@ -92,4 +95,6 @@ def population(
         prior = DonorPrior(
             prior.names, means.mean(axis=0), cov, {"basis": f"{len(batches)} batches through the filter"}
         )
+        if len(said) > 1 and said[-1] < said[-2] + 1.0:
+            break
     return prior, tuple(said)
