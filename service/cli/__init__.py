@@ -33,6 +33,7 @@ VERBS = {
     "condition": "Condition the prior on one batch's data: posterior, forecast, P(pass).",
     "backtest": "Score forecasts on measured batches against persistence and the group mean.",
     "study": "Measure what is claimed of the estimator: calibration, faults, robustness, fusion, forecasts.",
+    "rerun": "Run a tracked run once more and compare hashes or, of a sampler, statistics.",
     "replay": "Recompute every estimate and decision of a batch from its journal and compare.",
     "verify": "Check the hash chain of a journal.",
     "bench": "Time the estimator beside other libraries on one problem.",
@@ -47,12 +48,16 @@ USER_ERRORS = {
     "twin.records": ("DataError",),
     "twin.donors.artefact": ("ArtefactError",),
     "service.journal": ("JournalError",),
+    "service.tracking.store": ("TrackingError",),
     "service.mqtt": ("BrokerError",),
 }
 """Exceptions that are the user's to mend, by the module that raises them; their message is one line with the remedy."""
 
 DONORS_EXTRA = ("pymc", "pytensor", "arviz", "nutpie", "h5netcdf", "netCDF4", "xarray", "numba")
 """Packages of the donor fit, which the demo and the service do without."""
+
+TRACKING_EXTRA = ("mlflow", "sqlalchemy", "alembic")
+"""Packages that keep runs, which only a tracked run and `celltwin rerun` need."""
 
 
 class Verbs(TyperGroup):
@@ -154,9 +159,10 @@ def _tell(error: Exception, debug: bool) -> int:
         where = context.command_path if context is not None else "celltwin"
         print(f"celltwin: {' '.join(usage().split())} (see {where} --help)", file=sys.stderr)
         return 2
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in DONORS_EXTRA:
+    absent = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if extra := "donors" if absent in DONORS_EXTRA else "tracking" if absent in TRACKING_EXTRA else None:
         print(
-            f"celltwin: this needs {error.name}: pip install 'celltwin[donors]' (in a checkout: make test)",
+            f"celltwin: this needs {absent}: pip install 'celltwin[{extra}]' (in a checkout: make test)",
             file=sys.stderr,
         )
         return 2

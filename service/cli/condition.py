@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from service.cli._tracking import deliver, tracked
 from service.cli.console import console, emit_json, fail, progress
 
-KHAT = "no importance sampling in this step: the filter conditions, so there is no k-hat"
-OUTLYING = 0.99
-"""A donor beyond this share of the population is unlike those that the prior was fitted to: a refit is due."""
+PROSPECTIVE = "no data, no importance sampling: there is no k-hat"
 
 
+@tracked
 def condition(
     data: Annotated[Path, typer.Argument(help="Tidy or wide measurements, CSV or Parquet (file or folder).")],
     prior: Annotated[Path, typer.Option(help="Donor-prior artefact, as written by celltwin fit.")],
@@ -40,6 +40,7 @@ def condition(
     from twin.batch import apply, assimilate, start
     from twin.config import load_config
     from twin.donors.artefact import load_artefact
+    from twin.donors.update import OUTLYING, UNLIKE
     from twin.evidence import Refused
     from twin.futures import forecast
 
@@ -81,6 +82,7 @@ def condition(
         )  # fmt: skip
         advance(1)
     distance, share = _how_unusual(known, at)
+    updated, why = _updated(artefact, process, record, facts) if facts else (None, PROSPECTIVE)
     bands = _history(known, at) if closed else {
         k: {"t": b.t, "q05": b.q05, "q50": b.q50, "q95": b.q95} for k, b in outlook.bands.items()
     }  # fmt: skip
@@ -90,9 +92,12 @@ def condition(
         "p_pass": dict(outlook.p_pass), "p_release": outlook.p_release, "bands": bands,
         "harvest": {"q05": outlook.harvest[0], "q50": outlook.harvest[1], "q95": outlook.harvest[2]},
         "donor_parameters": _donor(known, at),
-        "khat": None, "khat_reason": KHAT,
-        "refit_due": share > OUTLYING, "population_distance": distance, "population_share": share,
+        "khat": updated and updated.khat, "khat_reason": why, "agreement": updated and dict(updated.agreement),
+        "refit_due": share > OUTLYING or (updated is not None and updated.refit_due),
+        "refit_reasons": [*([f"{UNLIKE} by the filter"] if share > OUTLYING else []), *(updated.reasons if updated else ())],
+        "population_distance": distance, "population_share": share,
     }  # fmt: skip
+    deliver(report)
     if json:
         emit_json(report)
     else:
@@ -136,6 +141,24 @@ def _how_unusual(known: Any, at: float) -> tuple[float, float]:
     return squared**0.5, float(chi2.cdf(squared, p))
 
 
+def _updated(artefact: Any, process: Any, record: Any, facts: list[Any]) -> tuple[Any, str | None]:
+    """The update of the donor by importance sampling from the same data; None and why where there can be none."""
+    from dataclasses import replace
+    from importlib.util import find_spec
+    from math import isfinite
+
+    from twin.donors.data import FitError
+    from twin.donors.update import update
+
+    if find_spec("arviz") is None:
+        return None, "needs the donors extra: pip install 'celltwin[donors]'"
+    try:
+        found = update(artefact, process, replace(record, measurements=tuple(facts)))
+    except FitError as error:
+        return None, str(error)
+    return found, None if isfinite(found.khat) else found.reasons[0]
+
+
 def _history(known: Any, until: float) -> dict[str, Any]:
     """Smoothed 5, 50 and 95 % quantiles every quarter day of what has been."""
     import numpy as np
@@ -176,7 +199,7 @@ def _tables(report: dict[str, Any]) -> None:
     h = report["harvest"]
     console.print(f"harvest day {h['q50']:.1f} ({h['q05']:.1f} to {h['q95']:.1f})")
     nearer = f"{100 * report['population_share']:.0f} % of donors lie nearer the population's centre"
-    console.print(
-        f"{nearer}: {'unlike the donors of the prior, a refit is due' if report['refit_due'] else 'no refit is due'}"
-    )
-    console.print(f"k-hat: none ({report['khat_reason']})")
+    due = "; ".join(report["refit_reasons"])
+    console.print(f"{nearer}: {f'a refit is due: {due}' if report['refit_due'] else 'no refit is due'}")
+    khat = report["khat"]
+    console.print(f"k-hat: none ({report['khat_reason']})" if report["khat_reason"] else f"k-hat: {khat:.2f}")

@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from service.cli._tracking import deliver, tracked
 from service.cli.console import console, emit_json, fail, progress
 
 SYNTHETIC, RECORDED = "synthetic:", "recorded:"
 
 
+@tracked
 def fit(
     data: Annotated[
         str,
@@ -73,8 +75,10 @@ def fit(
         problem = str(error)
     except ArtefactError as error:
         fail(str(error))
+    answer = _as_json(result, prior if problem is None else None, seconds, problem)
+    deliver(answer, prior if problem is None else None)
     if json:
-        emit_json(_as_json(result, prior if problem is None else None, seconds, problem))
+        emit_json(answer)
     else:
         _tables(result, process, seconds)
     if problem is not None:
@@ -118,9 +122,11 @@ def _em(data: str, out: Path, preset: str, mapping: str | None, base: Path | Non
     except ArtefactError as error:
         fail(str(error))
     sd = np.sqrt(np.diagonal(learnt.cov))
+    table = {n: {"mean_ln": learnt.mean[k], "sd_ln": sd[k]} for k, n in enumerate(learnt.names)}
+    answer = {"prior": out, "donors": len(batches), "log_likelihood": likelihoods, "parameters": table}
+    deliver(answer, out)
     if as_json:
-        table = {n: {"mean_ln": learnt.mean[k], "sd_ln": sd[k]} for k, n in enumerate(learnt.names)}
-        emit_json({"prior": out, "donors": len(batches), "log_likelihood": likelihoods, "parameters": table})
+        emit_json(answer)
         return
     shown = Table(
         title=f"a new donor, after {len(batches)} batches ({time.perf_counter() - began:.0f} s)", title_justify="left"
@@ -188,11 +194,15 @@ def _tables(result: Any, process: Any, seconds: float) -> None:
 
 
 def _as_json(result: Any, prior: Path | None, seconds: float, problem: str | None) -> dict[str, Any]:
-    d = result.diagnostics
+    from service.tracking.sampler import standard_errors
+
+    d, errors = result.diagnostics, standard_errors(result.draws, result.settings.chains)
     return {
         "prior": prior, "problem": problem, "donors": len(result.data.donors), "sampler": result.sampler, "wall_s": seconds,
         "parameters": {
-            n: {"mean_ln": result.prior.mean[k], "sd_ln": result.prior.cov[k, k] ** 0.5} for k, n in enumerate(result.prior.names)
+            n: {"mean_ln": result.prior.mean[k], "sd_ln": result.prior.cov[k, k] ** 0.5,
+                "mean_ln_mcse": errors[0, k], "sd_ln_mcse": errors[1, k]}
+            for k, n in enumerate(result.prior.names)
         },
         "diagnostics": {
             "r_hat": d.r_hat, "ess_bulk": d.ess_bulk, "ess_tail": d.ess_tail, "divergent": d.divergent, "draws": d.draws,

@@ -16,6 +16,7 @@ import typer
 
 from controllers import make_recipe
 from service.cli._campaign_tables import SUMMARY, figures, open_folder, write_rows
+from service.cli._tracking import deliver, tracked
 from service.cli.console import console, emit_json, fail, plain, progress
 from simulators.campaign import ALL, Job, jobs, run_job, summary
 from simulators.scenario import load_scenario
@@ -23,6 +24,7 @@ from twin.config import load_config
 from twin.donors.prior import DonorPrior
 
 
+@tracked
 def simulate(
     config: Annotated[
         str, typer.Option("-c", "--config", help="Process: an entry of configs/processes or a file.")
@@ -77,6 +79,7 @@ def simulate(
         },
     }  # fmt: skip
     (folder / SUMMARY).write_text(json.dumps(plain(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    deliver(report, folder)
     if as_json:
         emit_json(report)
         return

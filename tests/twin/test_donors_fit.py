@@ -153,10 +153,12 @@ def test_command_line_conditions_in_all_modes(tmp_path: Path, capsys: pytest.Cap
     for mode, extra in (("prospective", []), ("realtime", ["--now", "6"]), ("retrospective", [])):
         assert run([*common, "--mode", mode, *extra]) == 0
         reports[mode] = json.loads(capsys.readouterr().out)
+    assert reports["prospective"]["khat"] is None and reports["prospective"]["khat_reason"]
+    assert all(0.0 < reports[mode]["khat"] < 2.0 for mode in ("realtime", "retrospective"))
     for report in reports.values():
         assert {"p_pass", "p_release", "bands", "khat", "refit_due"} <= set(report)
-        assert report["khat"] is None
-        assert report["khat_reason"]
+        assert isinstance(report["refit_due"], bool)
+        assert (report["khat"] is None) == bool(report["khat_reason"])
         assert report["p_release"] <= min(report["p_pass"].values()) + 1e-12
         band = report["bands"]["viable_density"]
         assert all(a <= b <= c for a, b, c in zip(band["q05"], band["q50"], band["q95"], strict=True))

@@ -2,7 +2,7 @@
 
     manifest.json   what it rests on, and the SHA-256 of every other file and of itself
     summary.json    mean and covariance of ln kinetics for a donor not yet seen; population and stage-yield summaries
-    draws.npz       thinned draws of that donor, float64 [draw, parameter]
+    draws.npz       thinned draws of that donor, float64 [draw, parameter], and of the population's m and root (L)
     posterior.nc    the whole posterior (ArviZ netCDF); absent from shipped priors
 
 Loading needs the first three only, and neither PyMC nor ArviZ. Hashes reveal damage and careless edits; they are no
@@ -47,6 +47,7 @@ class Artefact:
     draws: Float[np.ndarray, "n p"]  # of ln kinetics of a new donor
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    population: Mapping[str, np.ndarray] | None = None  # draws of m [n, s] and root [n, s, s], where the fit kept them
 
 
 @cache
@@ -84,10 +85,11 @@ def save_prior(
     summary: Mapping[str, Any],
     provenance: Mapping[str, Any],
     posterior: Any | None = None,
+    population: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write the artefact into `folder` (made if need be); returns the manifest's path.
 
-    `posterior` is an ArviZ InferenceData, left out when None. Raises ArtefactError where files of another kind are there.
+    `posterior` is an ArviZ InferenceData, left out when None; `population` as in `Artefact`. Raises ArtefactError where files of another kind are there.
     """
     known = {MANIFEST, SUMMARY, DRAWS, POSTERIOR, "README.md"}
     if folder.is_file() or (folder.is_dir() and {p.name for p in folder.iterdir()} - known):
@@ -96,7 +98,7 @@ def save_prior(
     content = {"names": list(prior.names), "mean": prior.mean.tolist(), "cov": prior.cov.tolist(), **summary}
     (folder / SUMMARY).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     with (folder / DRAWS).open("wb") as stream:
-        np.savez_compressed(stream, draws=np.asarray(draws, dtype=np.float64))
+        np.savez_compressed(stream, draws=np.asarray(draws, dtype=np.float64), **(population or {}))
     (folder / POSTERIOR).unlink(missing_ok=True)
     if posterior is not None:
         posterior.to_netcdf(str(folder / POSTERIOR), compress=True)
@@ -139,7 +141,8 @@ def load_artefact(path: Path | str) -> Artefact:
     summary = _json(folder / SUMMARY)
     names = tuple(summary["names"])
     mean, cov = np.array(summary["mean"], dtype=float), np.array(summary["cov"], dtype=float)
-    draws = np.load(folder / DRAWS, allow_pickle=False)["draws"]
+    with np.load(folder / DRAWS, allow_pickle=False) as arrays:
+        draws, *more = (arrays[k] for k in ("draws", "m", "root") if k in arrays)
     p = len(names)
     sound = mean.shape == (p,) and cov.shape == (p, p) and draws.ndim == 2 and draws.shape[1] == p
     if (
@@ -151,8 +154,9 @@ def load_artefact(path: Path | str) -> Artefact:
         raise ArtefactError(f"{folder / SUMMARY}: is no Gaussian over kinetics: fit again")
     provenance = {k: v if isinstance(v, str) else json.dumps(v) for k, v in manifest["provenance"].items()}
     return Artefact(
-        DonorPrior(names, mean, cov, {**provenance, "artefact": manifest["sha256"]}), draws, summary, manifest
-    )
+        DonorPrior(names, mean, cov, {**provenance, "artefact": manifest["sha256"]}), draws, summary, manifest,
+        dict(zip(("m", "root"), more, strict=True)) if more else None,
+    )  # fmt: skip
 
 
 def _sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ from twin.bioreactor import State
 from twin.evidence import ACTUATORS, ControlApplied, Measurement
 from twin.process import Process
 from twin.records import RecordedBatch
+from twin.records.record import by_time
+from twin.sensors import impossible
 
 STATIC_STAGES = ("activation", "seed_train")
 COUNTS = "viable_density"
@@ -107,11 +109,7 @@ def prepare(batches: Sequence[RecordedBatch], process: Process) -> FitData:
                 f"batch {b.id!r} of donor {b.donor!r} has {len(counted)} positive {COUNTS} samples; at least {MIN_COUNTS} at "
                 "different times are needed: complete its counts or leave the batch out"
             )
-        if not any(a.actuator in ACTUATORS and a.rate > 0 for a in b.actions) and process.recipe.cytokine_dose > 0:
-            raise FitError(
-                f"batch {b.id!r} has no perfusion, feed or cytokine_dose in its actions; process {process.name!r} is "
-                "perfused and dosed: give the actions table that goes with the measurements"
-            )
+        _demand_actions(b, process)
     columns = {b.id: k for k, b in enumerate(reactor)}
     samples = {c: s for c in FITTED if (s := _samples(c, reactor, columns, process)).time.size}
     return FitData(
@@ -126,6 +124,44 @@ def prepare(batches: Sequence[RecordedBatch], process: Process) -> FitData:
         yields=_yields(reactor, process),
         sha256=data_hash(batches),
     )
+
+
+def prepare_one(record: RecordedBatch, process: Process, until: float | None = None) -> FitData:
+    """One bioreactor batch as it was known by day `until` [d]: one donor, one column.
+
+    Raises FitError, naming the batch, where it has no count by then, an impossible reading, or no actions.
+    """
+    known = [m for m in record.measurements if until is None or (m.sampled_at <= until and m.received_at <= until)]
+    final = replace(record, measurements=tuple(sorted(known, key=by_time))).final
+    kept = tuple(m for m in final if m.channel in (*FITTED, "car_fraction") and not m.retracted)
+    record = replace(record, measurements=kept)
+    if not any(m.channel == COUNTS for m in kept):
+        by = "" if until is None else f" by day {until:g}"
+        raise FitError(f"batch {record.id!r} has no {COUNTS} sample{by}: its donor cannot be told from the population")
+    for m in kept:
+        if why := impossible(m.channel, m.value):
+            raise FitError(f"batch {record.id!r}: {m.id!r}: {why}: correct or retract it")
+    _demand_actions(record, process)
+    return FitData(
+        donors=(record.donor,),
+        batches=(record.id,),
+        donor_of=np.zeros(1, dtype=int),
+        horizon=max(m.sampled_at for m in kept if m.channel in FITTED),
+        applied=(tuple(sorted(record.actions, key=lambda a: a.at)),),
+        initial=_initial([record], process),
+        samples={c: s for c in FITTED if (s := _samples(c, [record], {record.id: 0}, process)).time.size},
+        static=None,
+        yields=(),
+        sha256=data_hash([record]),
+    )
+
+
+def _demand_actions(b: RecordedBatch, process: Process) -> None:
+    if not any(a.actuator in ACTUATORS and a.rate > 0 for a in b.actions) and process.recipe.cytokine_dose > 0:
+        raise FitError(
+            f"batch {b.id!r} has no perfusion, feed or cytokine_dose in its actions; process {process.name!r} is "
+            "perfused and dosed: give the actions table that goes with the measurements"
+        )
 
 
 def data_hash(batches: Sequence[RecordedBatch]) -> str:

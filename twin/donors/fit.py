@@ -108,18 +108,23 @@ def new_donor(
 
     m + L z for those whose population was learnt, the population's own uncertainty included; the preset for the others.
     """
-    p = posterior.posterior
     shared, given = population(names)
-    m = np.asarray(p["m"])
-    m = m.reshape(-1, m.shape[-1])
-    scale = np.asarray(p["L_stds"]).reshape(m.shape)
-    corr = np.asarray(p["L_corr"]).reshape(-1, m.shape[1], m.shape[1])
-    root = scale[:, :, None] * np.linalg.cholesky(corr + 1e-10 * np.eye(m.shape[1]))
+    m, root = population_draws(posterior).values()
     own = m + np.einsum("nij,nj->ni", root, rng.standard_normal(m.shape))
     median, spread = preset_population(process, given)
     rest = median + spread * rng.standard_normal((len(m), len(given)))
     columns = dict(zip((*shared, *given), np.hstack([own, rest]).T, strict=True))
     return np.stack([columns[n] for n in names], axis=1)
+
+
+def population_draws(posterior: arviz.InferenceData) -> dict[str, np.ndarray]:
+    """Draws of the population: centres `m` [n, s] and roots `root` [n, s, s] of the covariances of ln kinetics."""
+    p = posterior.posterior
+    m = np.asarray(p["m"])
+    m = m.reshape(-1, m.shape[-1])
+    scale = np.asarray(p["L_stds"]).reshape(m.shape)
+    corr = np.asarray(p["L_corr"]).reshape(-1, m.shape[1], m.shape[1])
+    return {"m": m, "root": scale[:, :, None] * np.linalg.cholesky(corr + 1e-10 * np.eye(m.shape[1]))}
 
 
 def diagnose(posterior: arviz.InferenceData, limits: Limits = Limits()) -> Diagnostics:  # noqa: B008 - immutable
@@ -170,7 +175,7 @@ def save_fit(result: Fit, process: Process, folder: Path, command: str, *, whole
     }
     return save_prior(
         folder, result.prior, result.draws[::thin][:keep], summary, provenance(result, process, command),
-        result.posterior if whole else None,
+        result.posterior if whole else None, {k: v[::thin][:keep] for k, v in population_draws(result.posterior).items()},
     )  # fmt: skip
 
 

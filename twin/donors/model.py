@@ -44,6 +44,10 @@ CENTRED = True
 SPAN = 4.0 / 24.0
 """Step of the fit's grid [d]. Held to the 15-min scheme by a test: below .01 in ln where no substrate is exhausted."""
 
+NU = 4.0
+"""Degrees of freedom of the noise of counts."""
+VIABLE0_SD, DEAD0_SD = 0.3, 0.4
+"""Spread of ln of the viable and dead densities at inoculation about what is expected."""
 CELL_COUNT_CV = 0.07  # of the two counts behind a stage yield (SCIENCE section 3: 5-10 %)
 
 
@@ -108,8 +112,8 @@ def build(
         doublings = pt.as_tensor(np.asarray(x0.doublings, dtype=float))
         if data.static is not None:
             doublings = _static(data.static, len(data.donors), kinetic)[data.donor_of]
-        viable = pt.exp(pm.Normal("ln_viable0", np.log(np.mean(x0.viable)), 0.3, dims="batch"))
-        dead = pt.exp(pm.Normal("ln_dead0", np.log(np.mean(x0.dead)), 0.4, dims="batch"))
+        viable = pt.exp(pm.Normal("ln_viable0", np.log(np.mean(x0.viable)), VIABLE0_SD, dims="batch"))
+        dead = pt.exp(pm.Normal("ln_dead0", np.log(np.mean(x0.dead)), DEAD0_SD, dims="batch"))
         start = x0._replace(
             car_positive=viable * x0.car_fraction,
             car_negative=viable * (1.0 - x0.car_fraction),
@@ -134,6 +138,11 @@ def preset_population(process: Process, names: tuple[str, ...]) -> tuple[np.ndar
     return median, np.array([process.donor_sd[n] for n in names])
 
 
+def drift_sd(channel: str) -> float:
+    """Half-normal scale of q, by which noise grows [ln or fraction per sqrt(d)], before any fit."""
+    return 0.01 if channel == "viability" else 0.05
+
+
 def starting_scales(process: Process, names: tuple[str, ...] = DEFAULT_PARAMETERS) -> dict[str, np.ndarray]:
     """Unconstrained starting value of the population's spread: the preset's donor spreads, uncorrelated.
 
@@ -149,7 +158,7 @@ def _observe(data: FitData, path: Any, steps: int, span: float) -> None:
     import pymc as pm
     import pytensor.tensor as pt
 
-    drift = pm.HalfNormal("q", np.array([0.01 if c == "viability" else 0.05 for c in data.samples]), dims="channel")
+    drift = pm.HalfNormal("q", np.array([drift_sd(c) for c in data.samples]), dims="channel")
 
     def seen(channel: str, samples: Samples) -> Any:
         before = np.minimum(np.floor(samples.time / span + 1e-9).astype(int), steps - 1)
@@ -185,7 +194,7 @@ def _observe(data: FitData, path: Any, steps: int, span: float) -> None:
         )
 
     counts, scale, value = together([COUNTS])
-    pm.StudentT("counts", nu=4.0, mu=counts, sigma=scale, observed=value)
+    pm.StudentT("counts", nu=NU, mu=counts, sigma=scale, observed=value)
     if "viability" in data.samples:
         viability, scale, value = together(["viability"])
         pm.Normal("viabilities", viability, scale, observed=value)

@@ -190,6 +190,11 @@ def _queued(k: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return _chain(_queue[k])
 
 
+def chain(target: Density, draws: int, tune: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """One chain by nutpie: coordinates [draw, n] and the sampler's statistics [draw]. Begins within about 1 of the start."""
+    return _chain(_Job(target, draws, tune, seed))
+
+
 def _chain(job: _Job) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """One chain: coordinates [draw, n] and the sampler's statistics [draw]."""
     import nutpie
