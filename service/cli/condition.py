@@ -120,11 +120,16 @@ def _chosen(data: Path, mapping: str | None, wanted: str | None) -> Any:
 
 
 def _donor(known: Any, at: float) -> dict[str, Any]:
+    """Kinetics as learnt, what the data say of each ("informed", "weakly", "not observable yet"), and which channels told it."""
     from twin.batch import believe_at
     from twin.estimation.belief import learnt
+    from twin.estimation.observability import observability
 
     found = learnt(believe_at(known, at), known.layout)
-    return {k: found[k]._asdict() for k in known.donor_prior.names}
+    told = {i.name: i for i in observability(known, at)}
+    return {
+        k: {**found[k]._asdict(), "data": told[k].verdict, "channels": dict(told[k].channels)} for k in known.donor_prior.names
+    }  # fmt: skip
 
 
 def _how_unusual(known: Any, at: float) -> tuple[float, float]:
@@ -191,10 +196,11 @@ def _tables(report: dict[str, Any]) -> None:
     table.add_row("all (release)", f"{report['p_release']:.2f}")
     console.print(table)
     donor = Table(title="donor", title_justify="left")
-    for column in ("parameter", "mean", "5 %", "95 %"):
-        donor.add_column(column, justify="left" if column == "parameter" else "right")
+    for column in ("parameter", "mean", "5 %", "95 %", "the data", "most by"):
+        donor.add_column(column, justify="right" if column in ("mean", "5 %", "95 %") else "left")
     for name, m in report["donor_parameters"].items():
-        donor.add_row(name, f"{m['mean']:.3g}", f"{m['q05']:.3g}", f"{m['q95']:.3g}")
+        most = [] if m["data"] == "not observable yet" else list(m["channels"])[:2]
+        donor.add_row(name, f"{m['mean']:.3g}", f"{m['q05']:.3g}", f"{m['q95']:.3g}", m["data"], ", ".join(most))
     console.print(donor)
     h = report["harvest"]
     console.print(f"harvest day {h['q50']:.1f} ({h['q05']:.1f} to {h['q95']:.1f})")

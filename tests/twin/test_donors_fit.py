@@ -164,6 +164,9 @@ def test_command_line_conditions_in_all_modes(tmp_path: Path, capsys: pytest.Cap
         assert all(a <= b <= c for a, b, c in zip(band["q05"], band["q50"], band["q95"], strict=True))
     doubt = [reports[m]["donor_parameters"]["mu_max"]["sd"] for m in ("prospective", "realtime", "retrospective")]
     assert doubt[0] > max(doubt[1:])  # late in a batch kinetics wander on, and nothing grows that would tell of them
+    told = {m: reports[m]["donor_parameters"]["mu_max"] for m in reports}
+    assert told["prospective"]["data"] == "not observable yet" and not told["prospective"]["channels"]
+    assert told["realtime"]["data"] != "not observable yet" and "viable_density" in told["realtime"]["channels"]
     assert reports["prospective"]["samples"] == 0 < reports["realtime"]["samples"] < reports["retrospective"]["samples"]
     for wrong, says in (
         (["--batch", "nobody"], "no bioreactor batch 'nobody'"),
