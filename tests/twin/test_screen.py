@@ -13,7 +13,7 @@ from twin.donors.prior import preset_prior
 from twin.estimation import screen
 from twin.estimation.belief import N_STATE
 from twin.estimation.health import alarms, channel_alarms, health
-from twin.estimation.screen import FRESH, RETURN, SILENT, STUCK, Datum, Verdict, fuse
+from twin.estimation.screen import RETURN, STUCK, Datum, Verdict, fuse
 from twin.estimation.slips import likely_slip, slips
 from twin.evidence import ControlApplied, Event, Measurement, Refused
 from twin.history import Batch
@@ -111,7 +111,7 @@ def test_a_stuck_probe_is_quarantined_and_comes_back_when_it_moves_and_fits(sett
     assert np.abs(batch.belief.mean[:N_STATE] - before).max() < 0.5
 
 
-@pytest.mark.parametrize("channel", [c for c in PROBES if c != "capacitance"])  # which moves by itself: cells grow
+@pytest.mark.parametrize("channel", [c for c in PROBES if c not in ("capacitance", "oxygen_uptake")])  # cells grow: they move
 def test_a_probe_that_scatters_far_less_than_its_noise_is_held_dead_and_comes_back(
     settled: Batch, channel: str
 ) -> None:
@@ -133,16 +133,6 @@ def test_readings_close_together_may_be_alike(settled: Batch) -> None:
     for k in range(1, 120):
         batch = tell(batch, "ph", 4.0 + k / 1440.0, stir=0.02)
     assert verdict(batch) == "accepted"
-
-
-@given(st.integers(0, 10_000))
-def test_sound_noise_of_six_tenths_of_what_is_stated_is_not_held_dead_in_a_month(seed: int) -> None:
-    rng, sensor, w = np.random.default_rng(seed), PROCESS.sensors["do"], FRESH
-    most = 0.0
-    for k, y in enumerate(50.0 + 0.6 * sensor.sd * rng.standard_normal(28 * 24)):
-        w = screen._listened(w, Datum(sensor, float(y), float(y), sensor.sd**2), k * HOUR)
-        most = max(most, w.silence)
-    assert most < SILENT
 
 
 @pytest.mark.parametrize("channel", PROBES)

@@ -20,7 +20,7 @@ gain is unknown testifies to nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf, isfinite, log, nan, sqrt
+from math import inf, isfinite, nan, sqrt
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from scipy.linalg.lapack import dpotrf, dtrtrs  # pyright: ignore[reportAttribut
 from twin.estimation.belief import Belief, Layout
 from twin.estimation.conditioning import INFLATE, conditioned, let_go, state_of, widened
 from twin.estimation.filters import Filter, Outlook, symmetric
+from twin.estimation.scatter import UNHEARD, Scatter, heard
 from twin.estimation.slips import likely_slip
 from twin.sensors import CHANNELS, Sensor
 
@@ -39,13 +40,6 @@ Why = Literal["", "stuck", "contradicted", "drift", "biased", "unit_slip"]
 STREAK = 3
 """So many rejections decide between a wrong state and a wrong sensor."""
 STUCK = 6
-FULL, QUIET = 0.36, 0.02
-"""Variance of what successive readings of a probe differ by, over that of its stated noise: least of a sound one, and of a dead
-one. (Sound rigs of the mismatched simulator: 0.39-1.)"""
-SILENT = 20.0
-"""So many nats for the second must gather before a probe is held dead; sound rigs reached 12 in 280 batch-days."""
-APART = 1.0 / 48.0
-"""Readings closer in time [d] than this may be alike because a transmitter damps them."""
 RETURN = {"probe": 6, "laboratory": 2}
 FIT_AGAIN = 3.0
 PLAIN = 2.99
@@ -115,9 +109,7 @@ class Watch(NamedTuple):
     alarmed: float = np.inf  # since when [d]
     good: int = 0  # readings in quarantine that fitted, in a row
     detail: str = ""
-    mark: float = nan  # a reading to compare the next with, on the compared scale
-    marked: float = -inf  # when [d]
-    silence: float = 0.0  # nats gathered for a probe that scatters too little
+    scatter: Scatter = UNHEARD  # of a probe from reading to reading
 
     @property
     def quarantined(self) -> bool:
@@ -261,15 +253,15 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch, implied: 
     if plain is not None:
         return "accepted", plain, ""
     repeats = w.repeats + 1 if d.value == w.last else 0
-    w = _listened(w, d, now)
-    before, w = w.score, w._replace(last=d.value, repeats=repeats, score=score, at=now)
+    before = w.score
+    w = w._replace(last=d.value, repeats=repeats, score=score, at=now, scatter=_scatter(w, d, now))
     if not isfinite(score):
         return "rejected", w, "not a number"
     taken = w._replace(streak=0, since=np.inf, seen=now)
     if d.confirmed:
-        taken = taken._replace(up=0.0, down=0.0, why="", alarmed=np.inf, good=0, detail="")
+        taken = taken._replace(up=0.0, down=0.0, why="", alarmed=np.inf, good=0, detail="", scatter=UNHEARD)
         return ("accepted" if abs(score) <= sensor.gate else "widened"), taken, "confirmed"
-    if sensor.kind == "probe" and (repeats + 1 >= STUCK or w.silence > SILENT):
+    if sensor.kind == "probe" and (repeats + 1 >= STUCK or w.scatter.dead):
         same = repeats + 1 >= STUCK
         detail = f"the same value {repeats + 1} times" if same else "scatters far less than its noise"
         since = w.alarmed if w.why == "stuck" else now
@@ -301,24 +293,14 @@ def _unremarkable(d: Datum, now: float, score: float, w: Watch) -> Watch | None:
     if w.why or d.confirmed or repeats + 1 >= STUCK or not abs(score) <= min(d.sensor.gate, PLAIN):
         return None
     up, down = max(0.0, w.up + score - SLACK), max(0.0, w.down - score - SLACK)
-    heard = _listened(w, d, now)
-    if max(up, down) > LIMIT or heard.silence > SILENT:
+    scatter = _scatter(w, d, now)
+    if max(up, down) > LIMIT or scatter.dead:
         return None
-    kept = heard[-3:]
-    return Watch(0, inf, now, d.value, repeats, score, now, up, down, "", w.alarmed, w.good, w.detail, *kept)
+    return Watch(0, inf, now, d.value, repeats, score, now, up, down, "", w.alarmed, w.good, w.detail, scatter)
 
 
-def _listened(w: Watch, d: Datum, now: float) -> Watch:
-    """With the step from the last mark weighed: is it the noise of a sound probe, or of a dead one?"""
-    gap = now - w.marked
-    if gap < APART or d.sensor.kind == "laboratory":
-        return w
-    silence = w.silence
-    if gap <= RECENT["probe"]:
-        stir = (d.y - w.mark) ** 2 / (2.0 * d.r)
-        for_dead = 0.5 * log(FULL / QUIET) - 0.5 * stir * (1.0 / QUIET - 1.0 / FULL)
-        silence = min(max(0.0, silence + for_dead), SILENT + 5.0)
-    return w._replace(mark=d.y, marked=now, silence=silence)
+def _scatter(w: Watch, d: Datum, now: float) -> Scatter:
+    return heard(w.scatter, d.y, d.r, now) if d.sensor.kind == "probe" else w.scatter
 
 
 def _possible(d: Datum, now: float, implied: float) -> bool:
