@@ -43,7 +43,8 @@ TITLES: Mapping[str, str] = {
     "tau_lag": "Lag time", "K_L": "Lactate inhibition", "K_A": "Ammonia inhibition", "PD_max": "Replicative limit",
     "Y_LG": "Lactate yield", "Y_AQ": "Ammonia yield", "a_G": "Glucose per growth", "m_G": "Glucose upkeep",
     "a_Q": "Glutamine per growth", "k_Q": "Glutamine decay", "k_d0": "Basal death", "ph_offset": "pH offset",
-    "do_offset": "DO offset", "p_release": "Release",
+    "do_offset": "DO offset", "p_release": "Release", "k_lys": "Lysis", "k_C": "Cytokine decay", "v_C": "Cytokine uptake",
+    "q_O2": "Oxygen per cell", "car_fraction_offset": "CAR⁺ fraction offset",
 }  # fmt: skip
 
 SHOWN = (
