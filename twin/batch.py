@@ -239,8 +239,8 @@ def _admit(m: Measurement) -> None:
         raise Refused(
             "from_the_future", f"{m.id!r} was sampled at {m.sampled_at!r} d but received at {m.received_at!r} d"
         )
-    if m.sd is not None and not 0.0 < m.sd < 1e6:
-        raise Refused("bad_sd", f"{m.id!r}: sd {m.sd!r} must be positive")
+    if m.sd is not None and not 1e-12 < m.sd < 1e6:  # squares must be numbers, too
+        raise Refused("bad_sd", f"{m.id!r}: sd {m.sd!r} must be positive, between 1e-12 and 1e6")
 
 
 def _with_measurement(batch: Batch, m: Measurement, instead_of: Measurement | None = None) -> Batch:

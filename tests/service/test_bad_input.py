@@ -64,6 +64,7 @@ CASES: dict[str, tuple[tuple[str, Any], str]] = {
     "overflow by its unit": (reading("glucose", 1e307, "g/L", NOW), "out_of_range"),
     "a spread of zero": (reading("glucose", 20.0, "mM", NOW, sd=0.0), "bad_value"),
     "an absurd spread": (reading("glucose", 20.0, "mM", NOW, sd=1e9), "bad_sd"),
+    "a spread whose square is nothing": (reading("ph", 7.2, "pH", NOW, sd=1e-200), "bad_sd"),
     "from the future": (reading("glucose", 20.0, "mM", NOW + 3.6), "from_the_future"),
     "a year ahead": (reading("glucose", 20.0, "mM", NOW + 365.0), "from_the_future"),
     "a pump from the future": (read_back("perfusion", 0.5, NOW + 3.6), "from_the_future"),

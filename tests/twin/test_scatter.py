@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulators import load_scenario, record
+from twin.config import load_config
 from twin.estimation.scatter import APART, LEARNT, SILENT, UNHEARD, Scatter, heard
+from twin.evidence import Measurement
+from twin.sensors import compared
 
 HOUR = 1.0 / 24.0
 
@@ -50,3 +54,22 @@ def test_readings_close_together_and_far_apart_say_nothing() -> None:
     sound, _ = after(np.random.default_rng(1).standard_normal(72))
     assert after([sound.mark] * 200, every=APART / 300.0, s=sound, begin=sound.at)[1] == sound.nats
     assert after([sound.mark] * 200, every=0.5, s=sound, begin=sound.at + 0.5)[1] == sound.nats
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rig", ["nominal", "careless"])
+def test_no_probe_of_a_sound_rig_comes_near(rig: str) -> None:
+    """Two weeks of three donors on the mismatched plant, every probe."""
+    process = load_config("car_nk")
+    for seed in (1000, 1001, 1002):
+        told = record(process, seed, seed=seed, days=14.0, scenario=load_scenario(rig)).facts
+        heard_of: dict[str, Scatter] = {}
+        for m in sorted((f for f in told if isinstance(f, Measurement)), key=lambda m: m.sampled_at):
+            sensor = process.sensors.get(m.channel)
+            if sensor is None or sensor.kind != "probe":
+                continue
+            y = float(compared(m.channel, m.value))
+            s = heard_of[m.channel] = heard(heard_of.get(m.channel, UNHEARD), y, sensor.sd**2, m.sampled_at)
+            assert s.nats < SILENT / 1.5, m.id
+        assert len(heard_of) == 7
+        assert all(s.steps > 200 for s in heard_of.values())

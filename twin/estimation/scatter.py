@@ -14,7 +14,7 @@ from typing import NamedTuple
 FULL, QUIET = 0.36, 0.02
 """Variance over the usual one: at the least of a sound probe, and of a dead one."""
 SILENT = 20.0
-"""So many nats for the second must gather; sound rigs of the mismatched simulator reached 8 in 280 batch-days of seven probes."""
+"""So many nats for the second must gather. A test holds sound rigs of the mismatched simulator to less than that by a third."""
 APART, TOGETHER = 1.0 / 48.0, 0.25
 """Readings closer in time [d] may be alike because a transmitter damps them; those further apart are not of one stretch."""
 LEARNT, WINDOW = 12, 48
