@@ -38,8 +38,8 @@ def test_controls_are_mass_exact() -> None:
     assert u[:, 0, 0].sum() / 6 == pytest.approx(0.5 * (1.77 - 0.3) + 1.25 * (4.0 - 1.77), abs=1e-12)
     assert u[0, 0, 0] == 0.0
     assert u[-1, 0, 0] == pytest.approx(1.25)
-    np.testing.assert_allclose(u[:, 0, 3], 300.0)
-    np.testing.assert_allclose(u[:, 1, 0], 0.0)
+    np.testing.assert_allclose(u[:, 3, 0], 300.0)
+    np.testing.assert_allclose(u[:, 0, 1], 0.0)
 
 
 def test_first_analyte_reading_starts_the_trajectory_and_is_not_scored() -> None:

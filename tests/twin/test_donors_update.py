@@ -125,7 +125,7 @@ def _graph(data: FitData, population: Population) -> Any:
         share = x0.car_fraction[0]
         start = x0._replace(car_positive=viable * share, car_negative=viable * (1.0 - share), dead=dead)
         path = Trajectory(data.controls(steps, 1 / 6), PROCESS.theta, names, 1 / 6)(
-            pt.stack([pt.reshape(pt.as_tensor(v), (1,)) for v in start], axis=1), pt.exp(theta)[None]
+            pt.stack([pt.reshape(pt.as_tensor(v), (1,)) for v in start]), pt.exp(theta)[:, None]
         )
         _observe(data, path, steps, 1 / 6)
         q, mean = model["q"], np.array([population.drift[c] for c in data.samples])

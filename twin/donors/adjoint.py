@@ -1,4 +1,4 @@
-"""Trajectories of many columns and their exact discrete adjoint, in C where a compiler is found.
+"""Trajectories of many columns and their exact discrete adjoint, in vector code where a compiler is found.
 
 The step is `twin.transition.step_function`: RK4 of `twin.bioreactor.rates` with its floors, the one the filter uses, on
 a coarser grid. CasADi differentiates it in reverse, so that one sweep back gives the gradient of any function of the
@@ -17,16 +17,17 @@ import numpy as np
 
 from twin.bioreactor import Kinetics
 from twin.native import build
+from twin.native.columns import Columns
 from twin.transition import N_THETA, N_U, N_X, step_function
 
 Forward = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
-"""(x0 [d, 13], controls [steps, d, 4], theta [d, 53], span [d]) -> path [steps + 1, d, 13]."""
+"""(x0 [13, d], controls [steps, 4, d], theta [53, d], span [d]) -> path [steps + 1, 13, d]."""
 Backward = Callable[[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(path, controls, theta, span, d cost/d path) -> (d cost/d x0 [d, 13], d cost/d learnt kinetics [d, p])."""
+"""(path, controls, theta, span, d cost/d path) -> (d cost/d x0 [13, d], d cost/d learnt kinetics [p, d])."""
 
 
 class Sweeps(NamedTuple):
-    """The two directions, and the C library behind them (None: CasADi's virtual machine)."""
+    """The two directions, and the C library that drives them (None: CasADi's virtual machine)."""
 
     forward: Forward
     backward: Backward
@@ -47,52 +48,35 @@ def adjoint_function(names: tuple[str, ...]) -> Any:
     )
 
 
-_LOOPS = """
+_LOOPS = f"""
 #include <string.h>
-void celltwin_forward(const double* x0, const double* u, const double* theta, double dt, long long n, long long m, double* path) {
-  long long iw[%(iw)d]; double w[%(w)d];
-  memcpy(path, x0, sizeof(double) * m * %(nx)d);
-  for (long long k = 0; k < n; ++k) for (long long j = 0; j < m; ++j) {
-    const double* arg[%(arg)d] = {path + (k * m + j) * %(nx)d, u + (k * m + j) * %(nu)d, theta + j * %(np)d, &dt};
-    double* res[%(res)d] = {path + ((k + 1) * m + j) * %(nx)d};
-    %(forward)s(arg, res, iw, w, 0);
-  }
-}
-void celltwin_backward(const double* path, const double* u, const double* theta, double dt, long long n, long long m,
-                       const double* weight, double* gx, double* gp) {
-  long long iw[%(iw)d]; double w[%(w)d], back[%(nx)d], share[%(nl)d];
-  memcpy(gx, weight + n * m * %(nx)d, sizeof(double) * m * %(nx)d);
-  memset(gp, 0, sizeof(double) * m * %(nl)d);
-  for (long long k = n - 1; k >= 0; --k) for (long long j = 0; j < m; ++j) {
-    const double* arg[%(arg)d] = {path + (k * m + j) * %(nx)d, u + (k * m + j) * %(nu)d, theta + j * %(np)d, &dt, gx + j * %(nx)d};
-    double* res[%(res)d] = {back, share};
-    %(backward)s(arg, res, iw, w, 0);
-    for (int i = 0; i < %(nx)d; ++i) gx[j * %(nx)d + i] = back[i] + weight[(k * m + j) * %(nx)d + i];
-    for (int i = 0; i < %(nl)d; ++i) gp[j * %(nl)d + i] += share[i];
-  }
-}
+typedef void step_t(const double*, const double*, const double*, double, double*, long, long);
+typedef void adjoint_t(const double*, const double*, const double*, double, const double*, double*, double*, long, long);
+void celltwin_forward(step_t step, const double* u, const double* theta, double dt, long n, long m, double* path) {{
+  for (long k = 0; k < n; ++k) step(path + k * m * {N_X}, u + k * m * {N_U}, theta, dt, path + (k + 1) * m * {N_X}, 1, m);
+}}
+void celltwin_backward(adjoint_t adjoint, const double* path, const double* u, const double* theta, double dt, long n, long m,
+                       long learnt, const double* weight, double* gx, double* gp, double* back, double* share) {{
+  memcpy(gx, weight + n * m * {N_X}, sizeof(double) * m * {N_X});
+  memset(gp, 0, sizeof(double) * m * learnt);
+  for (long k = n - 1; k >= 0; --k) {{
+    adjoint(path + k * m * {N_X}, u + k * m * {N_U}, theta, dt, gx, back, share, 1, m);
+    for (long i = 0; i < m * {N_X}; ++i) gx[i] = back[i] + weight[k * m * {N_X} + i];
+    for (long i = 0; i < m * learnt; ++i) gp[i] += share[i];
+  }}
+}}
 """
 
 
-def _source(names: tuple[str, ...]) -> str:
-    functions = (step_function(), adjoint_function(names))
-    sizes = {k: max(getattr(f, f"sz_{k}")() for f in functions) + 1 for k in ("arg", "res", "iw", "w")}
-    generator = ca.CodeGenerator("sweeps.c")
-    for f in functions:
-        generator.add(f)
-    called = {"forward": functions[0].name(), "backward": functions[1].name()}
-    return str(generator.dump()) + _LOOPS % {**sizes, **called, "nx": N_X, "nu": N_U, "np": N_THETA, "nl": len(names)}
-
-
 @cache
-def _library(names: tuple[str, ...]) -> Any | None:
-    """The C build with its signatures; None where no compiler works."""
-    library = build.load("sweeps", _source(names))
+def _loops() -> Any | None:
+    """The loops over time with their signatures; None where no compiler works."""
+    library = build.load("sweeps", _LOOPS)
     if library is None:
         return None
-    data, count, real = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_double
+    data, count, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
     library.celltwin_forward.argtypes = [data, data, data, real, count, count, data]
-    library.celltwin_backward.argtypes = [data, data, data, real, count, count, data, data, data]
+    library.celltwin_backward.argtypes = [data, data, data, data, real, count, count, count, *[data] * 5]
     library.celltwin_forward.restype = library.celltwin_backward.restype = None
     return library
 
@@ -100,16 +84,21 @@ def _library(names: tuple[str, ...]) -> Any | None:
 @cache
 def sweeps(names: tuple[str, ...], compiled: bool = True) -> Sweeps:
     """Both sweeps for learnt kinetics `names`; with `compiled` False (or no compiler) on CasADi's virtual machine."""
-    library = _library(names) if compiled else None
-    return _interpreted(names) if library is None else _compiled(library, len(names))
+    step = Columns(step_function(), {3}, compiled=compiled)
+    adjoint = Columns(adjoint_function(names), {3}, compiled=compiled)
+    loops = _loops() if compiled and step.compiled and adjoint.compiled else None
+    return _interpreted(step, adjoint) if loops is None else _compiled(loops, step, adjoint, len(names))
 
 
-def _compiled(library: Any, learnt: int) -> Sweeps:
+def _compiled(loops: Any, step: Columns, adjoint: Columns, learnt: int) -> Sweeps:
+    stepping, returning = step.pointer, adjoint.pointer
+
     def forward(x0: np.ndarray, controls: np.ndarray, theta: np.ndarray, span: float) -> np.ndarray:
         x0, controls, theta = _checked(x0, controls, theta)
-        n, m = controls.shape[:2]
-        path = np.empty((n + 1, m, N_X))
-        library.celltwin_forward(x0.ctypes.data, controls.ctypes.data, theta.ctypes.data, span, n, m, path.ctypes.data)
+        n, m = len(controls), x0.shape[1]
+        path = np.empty((n + 1, N_X, m))
+        path[0] = x0
+        loops.celltwin_forward(stepping, controls.ctypes.data, theta.ctypes.data, span, n, m, path.ctypes.data)
         return path
 
     def backward(
@@ -117,48 +106,41 @@ def _compiled(library: Any, learnt: int) -> Sweeps:
     ) -> tuple[np.ndarray, np.ndarray]:
         _, controls, theta = _checked(path[0], controls, theta)
         path, weight = (np.ascontiguousarray(a, dtype=float) for a in (path, weight))
-        n, m = controls.shape[:2]
-        gx, gp = np.empty((m, N_X)), np.empty((m, learnt))
-        given = (path.ctypes.data, controls.ctypes.data, theta.ctypes.data, span, n, m)
-        library.celltwin_backward(*given, weight.ctypes.data, gx.ctypes.data, gp.ctypes.data)
+        n, m = len(controls), path.shape[2]
+        gx, gp, back, share = (np.empty((k, m)) for k in (N_X, learnt, N_X, learnt))
+        given = (path.ctypes.data, controls.ctypes.data, theta.ctypes.data, span, n, m, learnt)
+        loops.celltwin_backward(returning, *given, *(a.ctypes.data for a in (weight, gx, gp, back, share)))
         return gx, gp
 
-    return Sweeps(forward, backward, library)
+    return Sweeps(forward, backward, loops)
 
 
-def _interpreted(names: tuple[str, ...]) -> Sweeps:
-    @cache
-    def mapped(m: int) -> tuple[Any, Any]:
-        return step_function().map(m), adjoint_function(names).map(m)
-
+def _interpreted(step: Columns, adjoint: Columns) -> Sweeps:
     def forward(x0: np.ndarray, controls: np.ndarray, theta: np.ndarray, span: float) -> np.ndarray:
         x0, controls, theta = _checked(x0, controls, theta)
         path = np.empty((len(controls) + 1, *x0.shape))
         path[0] = x0
-        step, _ = mapped(len(x0))
         for k, u in enumerate(controls):
-            path[k + 1] = np.asarray(step(path[k].T, u.T, theta.T, span)).T
+            path[k + 1] = step(path[k], u, theta, span)[0]
         return path
 
     def backward(
         path: np.ndarray, controls: np.ndarray, theta: np.ndarray, span: float, weight: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         _, controls, theta = _checked(path[0], controls, theta)
-        gx, gp = weight[-1].copy(), np.zeros((len(theta), len(names)))
-        _, adjoint = mapped(len(theta))
+        gx, gp = weight[-1].copy(), 0.0
         for k in range(len(controls) - 1, -1, -1):
-            back, share = adjoint(path[k].T, controls[k].T, theta.T, span, gx.T)
-            gx = np.asarray(back).T + weight[k]
-            gp += np.asarray(share).T
-        return gx, gp
+            back, share = adjoint(path[k], controls[k], theta, span, gx)
+            gx, gp = back + weight[k], gp + share
+        return gx, np.asarray(gp)
 
     return Sweeps(forward, backward, None)
 
 
 def _checked(x0: np.ndarray, controls: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, ...]:
     """Contiguous float copies; ValueError where shapes do not belong together (C would read past the end)."""
-    m = len(x0)
-    if x0.shape != (m, N_X) or controls.shape[1:] != (m, N_U) or theta.shape != (m, N_THETA):
-        raise ValueError(f"expected x0 [d, {N_X}], controls [steps, d, {N_U}], theta [d, {N_THETA}]; "
+    m = x0.shape[-1]
+    if x0.shape != (N_X, m) or controls.shape[1:] != (N_U, m) or theta.shape != (N_THETA, m):
+        raise ValueError(f"expected x0 [{N_X}, d], controls [steps, {N_U}, d], theta [{N_THETA}, d]; "
                          f"got {x0.shape}, {controls.shape}, {theta.shape}")  # fmt: skip
     return tuple(np.ascontiguousarray(a, dtype=float) for a in (x0, controls, theta))

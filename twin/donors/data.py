@@ -77,9 +77,9 @@ class FitData:
     yields: tuple[StageYields, ...]
     sha256: str  # of all that was read
 
-    def controls(self, steps: int, span: float) -> Float[np.ndarray, "steps d 4"]:
+    def controls(self, steps: int, span: float) -> Float[np.ndarray, "steps 4 d"]:
         """Mean rate of every actuator over each step: what was pumped in total is exact."""
-        out = np.zeros((steps, len(self.batches), len(ACTUATORS)))
+        out = np.zeros((steps, len(ACTUATORS), len(self.batches)))
         edges = np.arange(steps + 1) * span
         for column, facts in enumerate(self.applied):
             for k, actuator in enumerate(ACTUATORS):
@@ -89,7 +89,7 @@ class FitData:
                     pumped = np.concatenate([[0.0], np.cumsum(rate[:-1] * np.diff(at))])
                     k0 = np.clip(np.searchsorted(at, edges, side="right") - 1, 0, None)
                     total = np.where(edges >= at[0], pumped[k0] + rate[k0] * (edges - at[k0]), 0.0)
-                    out[:, column, k] = np.diff(total) / span
+                    out[:, k, column] = np.diff(total) / span
         return out
 
 

@@ -121,7 +121,7 @@ def build(
             doublings=doublings,
         )
         trajectory = Trajectory(data.controls(steps, span), process.theta, names, span, compiled)
-        path = trajectory(pt.stack([pt.as_tensor(v) for v in start], axis=1), pt.exp(theta)[data.donor_of])
+        path = trajectory(pt.stack([pt.as_tensor(v) for v in start]), pt.exp(theta)[data.donor_of].T)
         _observe(data, path, steps, span)
         _stage_yields(data)
     return model
@@ -165,7 +165,7 @@ def _observe(data: FitData, path: Any, steps: int, span: float) -> None:
         weight = samples.time / span - before
 
         def at(*fields: str) -> Any:
-            value = sum(path[:, :, State._fields.index(f)] for f in fields)
+            value = sum(path[:, State._fields.index(f)] for f in fields)
             return pt.exp(
                 (1.0 - weight) * pt.log(value[before, samples.column])
                 + weight * pt.log(value[before + 1, samples.column])

@@ -1,9 +1,6 @@
 """Sampling the posterior: the log-density as a plain function, NUTS by nutpie (or PyMC where nutpie is absent).
 
-The graph around the trajectory is small, so it runs on PyTensor's virtual machine without compiling it: no C++ compiler is
-needed and nothing is cached (13 ms a gradient for 17 donors, 2.6 of them the trajectory; Numba would be quicker per
-gradient but had not compiled the same graph after 97 CPU-seconds). n-ary products are split into binary ones first, for
-which NumPy has fast loops.
+The graph is replayed as CasADi instructions (`twin.donors.trace`): no C++ compiler is needed for it and nothing is cached.
 """
 
 from __future__ import annotations
@@ -11,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import reduce
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,22 +41,24 @@ def density(model: pm.Model, start: Mapping[str, np.ndarray] = MappingProxyType(
 
 
 def _density(model: pm.Model, start: Mapping[str, np.ndarray]) -> Density:
-    import pytensor
     from pymc.model.transform.optimization import freeze_dims_and_data
-    from pymc.pytensorf import join_nonshared_inputs, rewrite_pregrad
+    from pymc.pytensorf import join_nonshared_inputs
+
+    from twin.donors.trace import traced
 
     model = freeze_dims_and_data(model)
     point = {**model.initial_point(0), **start}
     free = [*model.free_RVs, *model.deterministics]
     outputs = [model.logp(), *model.replace_rvs_by_values(free)]
     joined_outputs, joined = join_nonshared_inputs(point, outputs, model.value_vars)
-    logp = rewrite_pregrad(joined_outputs[0])  # equal parts made one: one adjoint, not one a likelihood term
-    gradient = pytensor.grad(logp, joined)
-    names = tuple(v.name or "" for v in free)
+    evaluation = traced(joined, joined_outputs)
     scales = [np.full(np.size(point[v.name]), v.name.endswith(SCALES)) for v in model.value_vars]
-    begin = np.concatenate([np.ravel(point[v.name]) for v in model.value_vars])
     return Density(
-        begin, _function(joined, [logp, gradient]), _function(joined, joined_outputs[1:]), names, np.concatenate(scales)
+        np.concatenate([np.ravel(point[v.name]) for v in model.value_vars]),
+        evaluation.value_and_gradient,
+        evaluation.outputs,
+        tuple(v.name or "" for v in free),
+        np.concatenate(scales),
     )
 
 
@@ -110,31 +108,6 @@ def whitened(target: Density) -> Density:
     )
 
 
-def _function(argument: Any, outputs: list[Any]) -> Any:
-    import pytensor
-    from pytensor.compile.mode import Mode
-    from pytensor.graph.fg import FunctionGraph
-    from pytensor.graph.rewriting.basic import in2out, node_rewriter
-    from pytensor.graph.rewriting.utils import rewrite_graph
-    from pytensor.link.vm import VMLinker
-    from pytensor.scalar.basic import Add, Mul
-    from pytensor.tensor.elemwise import Elemwise
-
-    @node_rewriter([Elemwise])
-    def binary(graph: Any, node: Any) -> Any:
-        if isinstance(node.op.scalar_op, (Add, Mul)) and len(node.inputs) > 2:
-            return [reduce(node.op, node.inputs)]
-        return None
-
-    graph = FunctionGraph([argument], outputs, clone=True)
-    rewrite_graph(graph, include=("canonicalize", "stabilize"))
-    in2out(binary).rewrite(graph)
-    mode = Mode(VMLinker(use_cloop=False, c_thunks=False), None)
-    function = pytensor.function(list(graph.inputs), list(graph.outputs), mode=mode)
-    function.trust_input = True
-    return function
-
-
 def nuts(
     model: pm.Model,
     start: Mapping[str, np.ndarray],
@@ -173,7 +146,7 @@ _queue: list[_Job] = []
 def _each(jobs: list[_Job], cores: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """One chain after another in order; in forked processes where there are several cores and the system can fork.
 
-    Not in threads: a PyTensor function keeps its intermediate values, so two threads may not run it at once.
+    Not in threads: a gradient is Python around short calls, and Python runs one thread at a time.
     """
     if min(cores, len(jobs)) < 2 or "fork" not in multiprocessing.get_all_start_methods():
         yield from map(_chain, jobs)

@@ -150,9 +150,9 @@ class Target:
         rows, p = self._rows, len(self.population.names)
         with np.errstate(all="ignore"):
             both, x0, theta = sweeps(self.population.names), self._start(u), self._theta(u)
-            controls = np.repeat(self._controls[:, None], len(u), axis=1)
-            path = both.forward(x0.T, controls, theta.T, self.span)
-            found, quantities = self._readings(u, np.swapaxes(path, 1, 2))
+            controls = np.repeat(self._controls[:, :, None], len(u), axis=2)
+            path = both.forward(x0, controls, theta, self.span)
+            found, quantities = self._readings(u, path)
             value, gradient = self._prior(u)
             r, scale = found
             g = np.where(self._student, (NU + 1.0) * r / (NU + r * r), r) / scale  # d ln p / d prediction
@@ -164,12 +164,12 @@ class Target:
                 np.add.at(back, (at, rows.quantity), share * slope / read)
                 np.add.at(back, (at[rows.log :], 1), -share[rows.log :] * vitality / quantities["dead"](at))
             weight = np.zeros_like(path)
-            weight[:, :, slice(*_READ)] = np.swapaxes(back, 1, 2)
-            weight[:, :, 0] = weight[:, :, 1]
-            by_start, by_cell = both.backward(path, controls, theta.T, self.span, weight)
-            gradient[:, :p] += by_cell * np.exp(u[:, :p])
-            gradient[:, p] += by_start[:, 0] * x0[0] + by_start[:, 1] * x0[1]
-            gradient[:, p + 1] += by_start[:, 2] * x0[2]
+            weight[:, slice(*_READ)] = back
+            weight[:, 0] = weight[:, 1]
+            by_start, by_cell = both.backward(path, controls, theta, self.span, weight)
+            gradient[:, :p] += by_cell.T * np.exp(u[:, :p])
+            gradient[:, p] += by_start[0] * x0[0] + by_start[1] * x0[1]
+            gradient[:, p + 1] += by_start[2] * x0[2]
             q = np.exp(u[:, p + 2 :]).T[rows.channel]
             by_drift = (g * r - 1.0 / scale) * q * q * rows.time / scale
             for k in range(len(self.channels)):
@@ -191,7 +191,7 @@ class Target:
 
     @cached_property
     def _controls(self) -> Float[np.ndarray, "steps 4"]:
-        return self.data.controls(self._steps, self.span)[:, 0]
+        return self.data.controls(self._steps, self.span)[:, :, 0]
 
     @cached_property
     def _rows(self) -> _Rows:

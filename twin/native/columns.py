@@ -58,6 +58,11 @@ class Columns:
         """Does this run as machine code?"""
         return self._entry is not None
 
+    @property
+    def pointer(self) -> Any | None:
+        """Where the machine code is, for C that calls it (`Kernel` says with what); None where there is none."""
+        return None if self._entry is None else ctypes.cast(self._entry, ctypes.c_void_p)
+
     def __call__(self, *given: Any, times: int = 1) -> list[np.ndarray]:
         """The outputs; ValueError names the shapes expected where those given do not fit (C would read past the end)."""
         shape = np.shape(given[self._first])

@@ -1,0 +1,58 @@
+"""The log-density replayed as CasADi instructions against PyMC's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pm = pytest.importorskip("pymc", reason="needs the donors extra")
+
+from twin.donors.sample import density  # noqa: E402
+
+
+def model_of_many_operations() -> Any:
+    """Correlated effects, transforms, indexing, Student-t and positive-only distributions; no trajectory."""
+    rng = np.random.default_rng(1)
+    of = np.array([0, 1, 1, 2, 2, 2])
+    with pm.Model() as model:
+        m = pm.Normal("m", 0.3, 1.0, shape=2)
+        chol, _, _ = pm.LKJCholeskyCov("L", n=2, eta=4.0, sd_dist=pm.LogNormal.dist(0.0, 0.4, shape=2))
+        own = pm.MvNormal("own", m, chol=chol, shape=(3, 2))
+        q = pm.HalfNormal("q", 0.2)
+        share = pm.Beta("share", 2.0, 3.0)
+        pm.Deterministic("odds", share / (1.0 - share))
+        scale = pm.math.sqrt(0.1**2 + q**2 * np.arange(6.0))
+        pm.StudentT("y", 4.0, mu=pm.math.log(pm.math.exp(own[of, 0]) + 0.1), sigma=scale, observed=rng.normal(size=6))
+        pm.Normal("z", pm.math.maximum(own[:, 1], -5.0) * share, 0.5, observed=rng.normal(size=3))
+    return model
+
+
+def test_value_gradient_and_variables_are_those_of_pymc() -> None:
+    model = model_of_many_operations()
+    found = density(model)
+    rng = np.random.default_rng(2)
+    log_density, gradient = model.compile_logp(), model.compile_dlogp()
+    names = [v.name for v in model.value_vars]
+    point = model.initial_point(0)
+    for _ in range(3):
+        q = 0.4 * rng.standard_normal(found.start.size)
+        parts = np.split(q, np.cumsum([point[n].size for n in names])[:-1])
+        at = {n: p.reshape(point[n].shape) for n, p in zip(names, parts, strict=True)}
+        value, slope = found.value_and_gradient(q)
+        assert value == pytest.approx(float(log_density(at)), rel=1e-12)
+        np.testing.assert_allclose(slope, gradient(at), rtol=1e-9, atol=1e-9)
+        wanted = model.compile_fn(
+            model.replace_rvs_by_values([*model.free_RVs, *model.deterministics]), inputs=model.value_vars
+        )
+        for name, a, b in zip(found.names, found.expand(q), wanted(at), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def test_an_operation_that_is_not_known_is_named() -> None:
+    with pm.Model() as model:
+        x = pm.Normal("x")
+        pm.Potential("p", pm.math.erf(x))
+    with pytest.raises(NotImplementedError, match="[Ee]rf"):
+        density(model)
