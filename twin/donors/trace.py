@@ -280,9 +280,9 @@ def _elementwise(scalar: Any, inputs: list[Any]) -> np.ndarray:
     f = _SCALAR.get(type(scalar).__name__)
     if f is None:
         raise NotImplementedError(f"the log-density has an operation that is not known here: {scalar}")
-    arrays = np.broadcast_arrays(*inputs)
-    rows = zip(*(a.ravel().tolist() for a in arrays), strict=True)
-    return _array([ca.SX(f(*row)) for row in rows], arrays[0].shape)
+    shape = np.broadcast_shapes(*(np.shape(i) for i in inputs))
+    rows = zip(*(np.broadcast_to(i, shape).ravel().tolist() for i in inputs), strict=True)
+    return _array([ca.SX(f(*row)) for row in rows], shape)
 
 
 def _blockwise(core: Any, inputs: list[np.ndarray]) -> np.ndarray:
