@@ -31,6 +31,7 @@ class Density(NamedTuple):
     expand: Callable[[np.ndarray], list[Any]]  # coordinates -> values of `names`
     names: tuple[str, ...]
     scales: np.ndarray  # [n] True for coordinates that set a spread (or a correlation)
+    owners: tuple[str, ...] = ()  # [n] the unconstrained variable that each coordinate is of
 
 
 def density(model: pm.Model, start: Mapping[str, np.ndarray] = MappingProxyType({})) -> Density:
@@ -59,6 +60,7 @@ def _density(model: pm.Model, start: Mapping[str, np.ndarray]) -> Density:
         evaluation.outputs,
         tuple(v.name or "" for v in free),
         np.concatenate(scales),
+        tuple(v.name for v in model.value_vars for _ in range(np.size(point[v.name]))),
     )
 
 
