@@ -75,13 +75,15 @@ def _donor_record(process: Process, name: str, seed: int, mismatch: float) -> tu
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(28,)))
     static = donor.cell.mu_max * STATIC * float(np.exp(STATIC_SD * rng.standard_normal()))
     slow = replace(donor, cell=donor.cell._replace(mu_max=static))
-    activation, doublings = _static_culture(
+    activation, doublings, fold = _static_culture(
         process, slow, stages["activation"], 0.30, 0.0, donor.initial.activation, (3.0,), rng
     )
-    seed_train, doublings = _static_culture(process, slow, stages["seed_train"], 0.25, doublings, 1.0, (2.0, 4.0), rng)
+    seed_train, doublings, refold = _static_culture(
+        process, slow, stages["seed_train"], 0.25, doublings, 1.0, (2.0, 4.0), rng
+    )
     ready = replace(donor, initial=donor.initial._replace(doublings=doublings))
     bioreactor, harvested = _bioreactor(process, ready, seed)
-    cells = _stage_cells(stages, harvested, rng)
+    cells = _stage_cells(stages, harvested, {"activation": fold, "seed_train": refold}, rng)
     note = {"synthetic": NOTE}
     day = stages["bioreactor"].start
     parts = (
@@ -113,8 +115,11 @@ def _counts(x: PlantState, at: float, rng: np.random.Generator) -> list[Measurem
 def _static_culture(
     process: Process, donor: VirtualDonor, stage: Stage, density: float, doublings: float, awake: float,
     counted: tuple[float, ...], rng: np.random.Generator,
-) -> tuple[tuple[Measurement, ...], float]:  # fmt: skip
-    """Counts of a static culture of fresh medium, and its doublings at the end. No perfusion; cytokine as in the recipe."""
+) -> tuple[tuple[Measurement, ...], float, float]:  # fmt: skip
+    """Counts of a static culture of fresh medium, its doublings at the end, and viable cells out over in.
+
+    No perfusion; cytokine as in the recipe.
+    """
     share = float(donor.initial.car_fraction)
     start = process.initial._replace(
         car_positive=density * share, car_negative=density * (1.0 - share), dead=0.08 * density,
@@ -128,7 +133,7 @@ def _static_culture(
         x = carry(plant, x, u, at, stop - at)
         readings += _counts(x, stop, rng)
         at = stop
-    return tuple(sorted(readings, key=by_time)), float(x.doublings)
+    return tuple(sorted(readings, key=by_time)), float(x.doublings), float(x.viable) / density
 
 
 def _bioreactor(
@@ -174,8 +179,10 @@ def _newest(measured: list[Measurement], now: float) -> dict[str, Reading]:
     return known
 
 
-def _stage_cells(stages: Mapping[str, Stage], harvested: float, rng: np.random.Generator) -> dict[str, float]:
-    """Counted cells into and out of the stages that do not grow them [1e9 cells].
+def _stage_cells(
+    stages: Mapping[str, Stage], harvested: float, folds: Mapping[str, float], rng: np.random.Generator
+) -> dict[str, float]:
+    """Counted cells into and out of every stage around the bioreactor [1e9 cells]; `folds`: growth of those that grow.
 
     Collection is of NK cells: 2.0-2.4e10 nucleated cells of which 11-12 +/- 4-6 % are NK (SCIENCE section 2).
     """
@@ -186,13 +193,13 @@ def _stage_cells(stages: Mapping[str, Stage], harvested: float, rng: np.random.G
 
     def through(name: str, into: float) -> float:
         s = stages[name]
-        out = into * s.yield_mean * float(np.exp(s.yield_sd_ln * rng.standard_normal()))
+        out = into * folds.get(name, s.yield_mean * float(np.exp(s.yield_sd_ln * rng.standard_normal())))
         cells[f"cells_in_{name}"], cells[f"cells_out_{name}"] = count(into), count(out)
         return out
 
-    nk = float(rng.uniform(20.0, 24.0)) * float(np.clip(0.115 * np.exp(0.4 * rng.standard_normal()), 0.03, 0.35))
-    isolated = through("isolation", through("collection", nk))
-    through("transduction", isolated * 6.0)
+    x = float(rng.uniform(20.0, 24.0)) * float(np.clip(0.115 * np.exp(0.4 * rng.standard_normal()), 0.03, 0.35))
+    for name in ("collection", "isolation", "activation", "transduction", "seed_train"):
+        x = through(name, x)
     x = harvested
     for name in ("harvest", "formulation", "thaw"):
         x = through(name, x)

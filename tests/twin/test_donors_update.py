@@ -19,7 +19,7 @@ from twin.config import configs_dir, load_config
 from twin.donors.artefact import Artefact, load_artefact, load_prior, save_prior
 from twin.donors.conditional import conditional_nuts
 from twin.donors.data import FitData, FitError, prepare_one
-from twin.donors.model import _observe, grid
+from twin.donors.model import _observe, drift_prior, grid, seed_prior
 from twin.donors.prior import preset_prior
 from twin.donors.sample import import_arviz
 from twin.donors.target import Population, Target, normal_scores, population_of
@@ -111,7 +111,7 @@ def test_density_is_that_of_the_fitted_model() -> None:
 
 
 def _graph(data: FitData, population: Population) -> Any:
-    """One donor in PyMC through the fit's own likelihood; q's half-normal prior is exchanged for the update's."""
+    """One donor in PyMC through the fit's own likelihood; q's own prior is exchanged for the update's."""
     import pymc as pm
     import pytensor.tensor as pt
 
@@ -122,17 +122,25 @@ def _graph(data: FitData, population: Population) -> Any:
         theta = pm.MvNormal("theta", population.mean[0], population.cov[0], shape=len(names))
         viable = pt.exp(pm.Normal("viable0", np.log(x0.viable[0]), 0.3))
         dead = pt.exp(pm.Normal("dead0", np.log(x0.dead[0]), 0.4))
-        share = x0.car_fraction[0]
-        start = x0._replace(car_positive=viable * share, car_negative=viable * (1.0 - share), dead=dead)
+        centre, spread = seed_prior(PROCESS)
+        odds = pt.exp(pm.Normal("car_odds0", centre[0], spread[0]))
+        exhausted = pt.exp(pm.Normal("exhausted0", centre[1], spread[1]))
+        share = odds / (1.0 + odds)
+        start = x0._replace(
+            car_positive=viable * share, car_negative=viable * (1.0 - share), dead=dead, exhausted=exhausted
+        )
         path = Trajectory(data.controls(steps, 1 / 6), PROCESS.theta, names, 1 / 6)(
             pt.stack([pt.reshape(pt.as_tensor(v), (1,)) for v in start]), pt.exp(theta)[:, None]
         )
         _observe(data, path, steps, 1 / 6)
         q, mean = model["q"], np.array([population.drift[c] for c in data.samples])
-        scale = np.array([0.01 if c == "viability" else 0.05 for c in data.samples])
+        own = np.array([drift_prior(c) for c in data.samples])
         pm.Potential(
             "exchanged",
-            pt.sum(pm.logp(pm.LogNormal.dist(mean[:, 0], mean[:, 1]), q) - pm.logp(pm.HalfNormal.dist(scale), q)),
+            pt.sum(
+                pm.logp(pm.LogNormal.dist(mean[:, 0], mean[:, 1]), q)
+                - pm.logp(pm.LogNormal.dist(own[:, 0], own[:, 1]), q)
+            ),
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -256,7 +264,7 @@ def test_draws_of_the_population_are_kept_and_read(tmp_path: Any) -> None:
 def test_without_a_fit_noise_has_the_models_own_prior() -> None:
     bare = Artefact(preset_prior(PROCESS), np.zeros((1, 8)), {}, {})
     mean, sd = population_of(bare, PROCESS).drift["glucose"]
-    assert np.exp(mean + sd**2 / 2) == pytest.approx(0.05 * np.sqrt(2 / np.pi))
+    assert (mean, sd) == drift_prior("glucose")
 
 
 @pytest.mark.slow

@@ -2,13 +2,13 @@
 
 A batch whose metadata say ``stage: activation`` or ``seed_train`` is a static culture and is fitted by its counts alone;
 every other batch is a bioreactor batch. Cells into and out of a stage stand in the metadata of the bioreactor batch as
-``cells_in_STAGE`` and ``cells_out_STAGE`` [1e9 cells].
+``cells_in_STAGE`` and ``cells_out_STAGE`` [1e9 cells], covariates of the donor under their own names.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,18 +17,22 @@ from jaxtyping import Float, Int
 
 from twin.bioreactor import State
 from twin.evidence import ACTUATORS, ControlApplied, Measurement
-from twin.process import Process
+from twin.process import Process, Stage
 from twin.records import RecordedBatch
 from twin.records.record import by_time
 from twin.sensors import impossible
 
 STATIC_STAGES = ("activation", "seed_train")
 COUNTS = "viable_density"
-FITTED = (COUNTS, "viability", "glucose", "lactate", "glutamine", "ammonia")
+FRACTIONS = ("viability", "car_fraction", "exhausted_fraction")
+"""Channels whose noise is in the unit; that of the others is relative."""
+FITTED = (COUNTS, "glucose", "lactate", "glutamine", "ammonia", *FRACTIONS)
 """Channels that the bioreactor stage is fitted to, where the batch has them."""
 
 MIN_DONORS = 4
 MIN_COUNTS = 4
+MOST_GAIN = 1.5
+"""Cells out over cells in of a stage that grows none: above it the two counts contradict each other."""
 
 
 class FitError(ValueError):
@@ -53,13 +57,13 @@ class StaticCultures(NamedTuple):
     length: Float[np.ndarray, " c"]  # [d]
 
 
-class StageYields(NamedTuple):
-    """ln(cells out / cells in) of one stage, one entry a batch that counted both."""
+class StageCounts(NamedTuple):
+    """Counted cells around the bioreactor, ln of 1e9 cells, NaN where nobody counted."""
 
-    name: str
-    expected: float  # median of the process description
-    spread: float  # of ln, over donors
-    ratio: Float[np.ndarray, " b"]
+    stages: tuple[Stage, ...]  # in the order of the process, the bioreactor left out
+    into: Float[np.ndarray, "s b"]
+    outof: Float[np.ndarray, "s b"]
+    harvested: Float[np.ndarray, " b"]  # day of harvest [d since inoculation], NaN where not yet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +78,8 @@ class FitData:
     initial: State  # of arrays [d]: first readings where there are any, else the process's expectation
     samples: dict[str, Samples]
     static: StaticCultures | None
-    yields: tuple[StageYields, ...]
+    chain: StageCounts | None
+    covariates: Mapping[str, Float[np.ndarray, " donors"]]  # standardised over the donors
     sha256: str  # of all that was read
 
     def controls(self, steps: int, span: float) -> Float[np.ndarray, "steps 4 d"]:
@@ -93,7 +98,7 @@ class FitData:
         return out
 
 
-def prepare(batches: Sequence[RecordedBatch], process: Process) -> FitData:
+def prepare(batches: Sequence[RecordedBatch], process: Process, covariates: Sequence[str] = ()) -> FitData:
     """Check and arrange. Raises FitError naming the batch or donor and the remedy."""
     reactor = [b for b in batches if b.metadata.get("stage", "bioreactor") not in STATIC_STAGES]
     donors = tuple(sorted({b.donor for b in reactor}))
@@ -121,7 +126,8 @@ def prepare(batches: Sequence[RecordedBatch], process: Process) -> FitData:
         initial=_initial(reactor, process),
         samples=samples,
         static=_static(batches, donors, process),
-        yields=_yields(reactor, process),
+        chain=_chain(reactor, process),
+        covariates={name: _covariate(name, reactor, donors) for name in covariates},
         sha256=data_hash(batches),
     )
 
@@ -133,7 +139,7 @@ def prepare_one(record: RecordedBatch, process: Process, until: float | None = N
     """
     known = [m for m in record.measurements if until is None or (m.sampled_at <= until and m.received_at <= until)]
     final = replace(record, measurements=tuple(sorted(known, key=by_time))).final
-    kept = tuple(m for m in final if m.channel in (*FITTED, "car_fraction") and not m.retracted)
+    kept = tuple(m for m in final if m.channel in FITTED and not m.retracted)
     record = replace(record, measurements=kept)
     if not any(m.channel == COUNTS for m in kept):
         by = "" if until is None else f" by day {until:g}"
@@ -151,7 +157,8 @@ def prepare_one(record: RecordedBatch, process: Process, until: float | None = N
         initial=_initial([record], process),
         samples={c: s for c in FITTED if (s := _samples(c, [record], {record.id: 0}, process)).time.size},
         static=None,
-        yields=(),
+        chain=None,
+        covariates={},
         sha256=data_hash([record]),
     )
 
@@ -176,7 +183,7 @@ def _sd(m: Measurement, process: Process) -> float:
         if default is None:
             raise FitError(f"no noise is known for channel {m.channel!r}: give `sd`, or a sensor set that has it")
         return default
-    return m.sd if m.channel == "viability" else m.sd / max(m.value, 1e-9)
+    return m.sd if m.channel in FRACTIONS else m.sd / max(m.value, 1e-9)
 
 
 def _samples(channel: str, batches: Sequence[RecordedBatch], columns: dict[str, int], process: Process) -> Samples:
@@ -184,7 +191,7 @@ def _samples(channel: str, batches: Sequence[RecordedBatch], columns: dict[str, 
     rows: list[tuple[float, int, float, float]] = []
     for b in batches:
         own = [m for m in b.final if m.channel == channel]
-        skip_first = channel not in (COUNTS, "viability")
+        skip_first = channel not in (COUNTS, *FRACTIONS)
         first = min((m.sampled_at for m in own), default=0.0)
         rows += [
             (m.sampled_at, columns[b.id], m.value, _sd(m, process))
@@ -196,23 +203,18 @@ def _samples(channel: str, batches: Sequence[RecordedBatch], columns: dict[str, 
 
 
 def _initial(batches: Sequence[RecordedBatch], process: Process) -> State:
-    """Start of every batch: analyte and CAR+ readings of the first half day plugged in, the rest as the process expects.
+    """Start of every batch: analyte readings of the first half day plugged in, the rest as the process expects.
 
     A plug-in carries its reading's error (4-8 %) into the start; dilution and uptake forget it within about a day.
     """
     n = len(batches)
     fields = {name: np.full(n, float(value)) for name, value in process.initial._asdict().items()}
-    share = np.full(n, float(process.initial.car_fraction))
     for k, b in enumerate(batches):
         for m in sorted(b.final, key=lambda m: -m.sampled_at):
             if m.sampled_at < 0.5 and m.channel in ("glucose", "lactate", "glutamine", "ammonia"):
                 fields[m.channel][k] = max(m.value, 1e-3)
-            elif m.channel == "car_fraction":
-                share[k] = min(max(m.value, 0.02), 0.98)
         volume = b.metadata.get("volume_l")
         fields["volume"][k] = float(volume) if isinstance(volume, float) else fields["volume"][k]
-    viable = fields["car_positive"] + fields["car_negative"]
-    fields["car_positive"], fields["car_negative"] = viable * share, viable * (1.0 - share)
     return State(**fields)
 
 
@@ -233,21 +235,44 @@ def _static(batches: Sequence[RecordedBatch], donors: tuple[str, ...], process: 
     )
 
 
-def _yields(batches: Sequence[RecordedBatch], process: Process) -> tuple[StageYields, ...]:
-    out: list[StageYields] = []
-    for stage in process.stages:
-        pairs = [
-            (b.id, b.metadata.get(f"cells_in_{stage.name}"), b.metadata.get(f"cells_out_{stage.name}")) for b in batches
-        ]
-        ratios: list[float] = []
-        for name, into, outof in pairs:
-            if into is None or outof is None:
-                continue
-            if not isinstance(into, (int, float)) or not isinstance(outof, (int, float)) or min(into, outof) <= 0:
+def _chain(batches: Sequence[RecordedBatch], process: Process) -> StageCounts | None:
+    stages = tuple(s for s in process.stages if s.name != "bioreactor")
+    into, outof = (np.full((len(stages), len(batches)), np.nan) for _ in range(2))
+    for i, stage in enumerate(stages):
+        for k, b in enumerate(batches):
+            for end, table in (("in", into), ("out", outof)):
+                key = f"cells_{end}_{stage.name}"
+                cells = b.metadata.get(key)
+                if cells is None:
+                    continue
+                if isinstance(cells, bool) or not isinstance(cells, (int, float)) or not 0.0 < cells < 1e6:
+                    raise FitError(f"batch {b.id!r}: {key} is {cells!r}: it must be a number above 0 [1e9 cells]")
+                table[i, k] = np.log(cells)
+            if stage.name not in STATIC_STAGES and outof[i, k] - into[i, k] > np.log(MOST_GAIN):
                 raise FitError(
-                    f"batch {name!r}: cells_in_{stage.name} and cells_out_{stage.name} must be numbers above 0"
+                    f"batch {b.id!r}: {np.exp(outof[i, k]):.3g}e9 cells came out of {stage.name}, {np.exp(into[i, k]):.3g}e9 went "
+                    "in, and it grows none: correct cells_in or cells_out"
                 )
-            ratios.append(float(np.log(outof / into)))
-        if len(ratios) >= MIN_DONORS:
-            out.append(StageYields(stage.name, stage.yield_mean, stage.yield_sd_ln, np.array(ratios)))
-    return tuple(out)
+    if np.isnan(into).all() and np.isnan(outof).all():
+        return None
+    ended = [min((a.at for a in b.actions if a.actuator == "harvest"), default=np.nan) for b in batches]
+    return StageCounts(stages, into, outof, np.array(ended, dtype=float))
+
+
+def _covariate(name: str, batches: Sequence[RecordedBatch], donors: tuple[str, ...]) -> Float[np.ndarray, " donors"]:
+    """A covariate of every donor, centred and in units of its standard deviation. FitError where it says nothing."""
+    found: dict[str, float] = {}
+    for b in batches:
+        value = b.metadata.get(name)
+        if isinstance(value, str) or value is None or not np.isfinite(float(value)):
+            raise FitError(
+                f"batch {b.id!r} of donor {b.donor!r}: covariate {name!r} is {value!r}: give every donor a number"
+            )
+        if found.setdefault(b.donor, float(value)) != float(value):
+            raise FitError(
+                f"donor {b.donor!r}: covariate {name!r} is {found[b.donor]:g} in one batch and {float(value):g} in {b.id!r}"
+            )
+    column = np.array([found[d] for d in donors])
+    if column.std() == 0.0:
+        raise FitError(f"covariate {name!r} is {column[0]:g} for every donor: it can explain nothing; leave it out")
+    return (column - column.mean()) / column.std()

@@ -14,8 +14,8 @@ from jaxtyping import Float
 
 from twin.donors.artefact import save_prior
 from twin.donors.data import FitData, FitError, prepare
-from twin.donors.model import CENTRED, SPAN, build, population, preset_population, starting_scales
-from twin.donors.prior import DEFAULT_PARAMETERS, DonorPrior
+from twin.donors.model import CENTRED, FIT_PARAMETERS, SPAN, build, population, preset_population, starting_scales
+from twin.donors.prior import DonorPrior
 from twin.donors.sample import import_arviz, nuts
 from twin.process import Process
 from twin.records import RecordedBatch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import arviz
 
 PACKAGES = ("celltwin", "numpy", "scipy", "casadi", "pymc", "pytensor", "nutpie", "arviz")
-POPULATION = ("m", "L_stds", "theta", "yield", "yield_sd", "q")
+POPULATION = ("m", "L_stds", "theta", "effect", "yield", "yield_sd", "ln_collected", "collected_sd", "q")
 """What the diagnostics look at: everything the prior is made of."""
 
 
@@ -79,12 +79,13 @@ class Fit:
 def fit(
     records: Sequence[RecordedBatch],
     process: Process,
-    names: tuple[str, ...] = DEFAULT_PARAMETERS,
+    names: tuple[str, ...] = FIT_PARAMETERS,
     settings: Settings = Settings(),  # noqa: B008 - immutable
     tick: Callable[[float], None] | None = None,
+    covariates: Sequence[str] = (),
 ) -> Fit:
     """Fit the population to the records. Raises FitError for data that cannot carry a fit; judge `Fit.diagnostics` before use."""
-    data = prepare(records, process)
+    data = prepare(records, process, covariates)
     model = build(data, process, names, centred=settings.centred, span=settings.span)
     posterior, sampler = nuts(
         model, starting_scales(process, names), draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pymc as pm
 
 
-SCALES = ("_log__", "_cholesky-cov-packed__")
-"""Endings of the unconstrained names that PyMC gives to spreads and correlations."""
+SCALES = ("L_cholesky-cov-packed__", "yield_sd_log__", "collected_sd_log__", "phi_sd_log__", "tau_log__")
+"""Unconstrained names of what sets a spread between donors (or a correlation)."""
 
 
 class Density(NamedTuple):
@@ -53,7 +53,7 @@ def _density(model: pm.Model, start: Mapping[str, np.ndarray]) -> Density:
     outputs = [model.logp(), *model.replace_rvs_by_values(free)]
     joined_outputs, joined = join_nonshared_inputs(point, outputs, model.value_vars)
     evaluation = traced(joined, joined_outputs)
-    scales = [np.full(np.size(point[v.name]), v.name.endswith(SCALES)) for v in model.value_vars]
+    scales = [np.full(np.size(point[v.name]), v.name in SCALES) for v in model.value_vars]
     return Density(
         np.concatenate([np.ravel(point[v.name]) for v in model.value_vars]),
         evaluation.value_and_gradient,

@@ -2,10 +2,11 @@
 
 The same donor-level model as `twin.donors.model` (a test holds the two to each other), written in NumPy over many columns
 at once: values by the vector code of the step, gradients by its adjoint. Coordinates are ln of the learnt kinetics, of the
-viable and dead densities at inoculation [1e6 cells/mL] and of the noise growth q of every channel.
+state at inoculation (`SEED`: viable and dead density [1e6 cells/mL], CAR+ : CAR- odds, exhausted fraction) and of the noise
+growth q of every channel.
 
     theta ~ 1/K sum_k N(m_k, L_k L_k')   over draws k of the population's posterior: its uncertainty is carried
-    ln q  ~ N, matched to the mean and standard deviation of q in the fit (its half-normal prior where no fit knows q)
+    ln q  ~ N, matched to the mean and standard deviation of q in the fit (its own prior where no fit knows q)
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -23,17 +24,45 @@ from scipy.special import gammaln, logsumexp, ndtri, stdtr
 from twin.bioreactor import State
 from twin.donors.adjoint import sweeps
 from twin.donors.artefact import Artefact
-from twin.donors.data import COUNTS, FitData
-from twin.donors.model import DEAD0_SD, NU, SPAN, VIABLE0_SD, drift_sd, grid, population, preset_population
+from twin.donors.data import COUNTS, FRACTIONS, FitData
+from twin.donors.model import (
+    DEAD0_SD,
+    NU,
+    SPAN,
+    VIABLE0_SD,
+    drift_prior,
+    grid,
+    population,
+    preset_population,
+    seed_prior,
+)  # fmt: skip
 from twin.process import Process
 from twin.sensors import CHANNELS
 from twin.transition import advance_many, flat
 
-DENSITIES = ("viable0", "dead0")
+SEED = ("viable0", "dead0", "car_odds0", "exhausted0")
 COMPONENTS = 200
 """Draws of the population that make the mixture; more change nothing that 17 donors could tell."""
-_READ = (State._fields.index("car_negative"), State._fields.index("ammonia") + 1)
-_QUANTITIES = ("viable", "dead", "glucose", "lactate", "glutamine", "ammonia")  # rows of `_READ`, CAR+ added to CAR-
+_QUANTITIES = (
+    "viable",
+    "dead",
+    "glucose",
+    "lactate",
+    "glutamine",
+    "ammonia",
+    "car_positive",
+    "car_negative",
+    "exhausted",
+)
+_EXHAUSTED = State._fields.index("exhausted")
+_FIELDS = {
+    q: [State._fields.index(f) for f in (("car_positive", "car_negative") if q == "viable" else (q,))]
+    for q in _QUANTITIES
+}
+_READ = {  # what a channel is of: a quantity, or the share of the first one in both
+    COUNTS: ("viable",), "viability": ("viable", "dead"), "car_fraction": ("car_positive", "car_negative"),
+    "exhausted_fraction": ("exhausted",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,11 +91,10 @@ def population_of(artefact: Artefact, process: Process) -> Population:
     drift: dict[str, tuple[float, float]] = {}
     for channel in CHANNELS:
         known = noise.get(f"q[{channel}]")
-        scale = drift_sd(channel)
-        half_normal = scale * np.sqrt(2.0 / np.pi), scale * np.sqrt(1.0 - 2.0 / np.pi)
-        mean, sd = (known["mean"], known["sd"]) if known else half_normal
-        variance = float(np.log1p((sd / mean) ** 2))
-        drift[channel] = float(np.log(mean)) - variance / 2.0, variance**0.5
+        drift[channel] = drift_prior(channel)
+        if known:
+            variance = float(np.log1p((known["sd"] / known["mean"]) ** 2))
+            drift[channel] = float(np.log(known["mean"])) - variance / 2.0, variance**0.5
     if artefact.population is None:
         return Population(prior.names, prior.mean[None], prior.cov[None], drift)
     shared, given = population(prior.names)
@@ -86,25 +114,28 @@ def normal_scores(r: Float[np.ndarray, "n m"], student: np.ndarray) -> Float[np.
 
 
 class _Rows(NamedTuple):
-    """Readings as rows: what of the path each one needs."""
+    """Readings as rows: what of the path each one needs. The first `counts` are Student-t, those until `log` on the log scale."""
 
     before: Int[np.ndarray, " n"]  # grid point before the sample
     weight: Float[np.ndarray, " n 1"]  # of the next one
     quantity: Int[np.ndarray, " n"]
+    other: Int[np.ndarray, " n"]  # the second quantity of a share
+    share: np.ndarray  # is it a share [n, 1]
     limit: Float[np.ndarray, " n 1"]
     time: Float[np.ndarray, " n 1"]
     sd: Float[np.ndarray, " n 1"]
     value: Float[np.ndarray, " n 1"]  # on the compared scale
     channel: Int[np.ndarray, " n"]
-    counts: int  # the first rows: Student-t
-    log: int  # rows on the log scale; the others are viabilities
+    counts: int
+    log: int
 
 
 class Readings(NamedTuple):
-    """Residuals of all readings over columns."""
+    """Residuals of all readings over columns, and what their derivatives need."""
 
     r: Float[np.ndarray, "n m"]  # in units of their scale
     scale: Float[np.ndarray, "n m"]
+    slope: Float[np.ndarray, "n m"]  # d prediction / d ln quantity (of a share: less that by the ln of the other)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +155,15 @@ class Target:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Of the coordinates."""
-        return (*self.population.names, *DENSITIES, *(f"q[{c}]" for c in self.channels))
+        return (*self.population.names, *SEED, *(f"q[{c}]" for c in self.channels))
 
     @cached_property
     def prior(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
         """Moments of the prior over all coordinates."""
         mean, cov = self.population.moments
         x0, drift = self.data.initial, [self.population.drift[c] for c in self.channels]
-        rest = [(float(np.log(x0.viable[0])), VIABLE0_SD), (float(np.log(x0.dead[0])), DEAD0_SD), *drift]
+        seed = [(float(np.log(x0.viable[0])), VIABLE0_SD), (float(np.log(x0.dead[0])), DEAD0_SD)]
+        rest = [*seed, *((float(m), float(s)) for m, s in zip(*seed_prior(self.process), strict=True)), *drift]
         return np.concatenate([mean, [m for m, _ in rest]]), np.asarray(
             block_diag(cov, np.diag([s**2 for _, s in rest]))
         )
@@ -139,8 +171,7 @@ class Target:
     def log_density(self, u: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
         """Values over columns; -inf where the model cannot be evaluated."""
         with np.errstate(all="ignore"):
-            residual = self._residuals(u, self._path(u))
-            value = self._prior(u)[0] + self._likelihood(residual)
+            value = self._prior(u)[0] + self._likelihood(self._readings(u, self._quantities(self._path(u))))
         return np.where(np.isfinite(value), value, -np.inf)
 
     def value_and_gradient(
@@ -152,35 +183,39 @@ class Target:
             both, x0, theta = sweeps(self.population.names), self._start(u), self._theta(u)
             controls = np.repeat(self._controls[:, :, None], len(u), axis=2)
             path = both.forward(x0, controls, theta, self.span)
-            found, quantities = self._readings(u, path)
+            quantities = self._quantities(path)
+            found = self._readings(u, quantities)
             value, gradient = self._prior(u)
-            r, scale = found
+            r, scale, slope = found
             g = np.where(self._student, (NU + 1.0) * r / (NU + r * r), r) / scale  # d ln p / d prediction
-            slope = g * quantities["slope"]
-            back = np.zeros((len(path), len(_QUANTITIES), len(u)))
-            vitality = slope[rows.log :]
-            for at, share in ((rows.before, 1.0 - rows.weight), (rows.before + 1, rows.weight)):
-                read = quantities["at"](at)
-                np.add.at(back, (at, rows.quantity), share * slope / read)
-                np.add.at(back, (at[rows.log :], 1), -share[rows.log :] * vitality / quantities["dead"](at))
+            back = np.zeros_like(quantities)
+            for at, part in ((rows.before, 1.0 - rows.weight), (rows.before + 1, rows.weight)):
+                by_ln = part * g * slope
+                np.add.at(back, (at, rows.quantity), by_ln / quantities[at, rows.quantity])
+                np.add.at(back, (at, rows.other), -rows.share * by_ln / quantities[at, rows.other])
             weight = np.zeros_like(path)
-            weight[:, slice(*_READ)] = back
-            weight[:, 0] = weight[:, 1]
+            for k, q in enumerate(_QUANTITIES):
+                weight[:, _FIELDS[q]] += back[:, k : k + 1]
             by_start, by_cell = both.backward(path, controls, theta, self.span, weight)
             gradient[:, :p] += by_cell.T * np.exp(u[:, :p])
-            gradient[:, p] += by_start[0] * x0[0] + by_start[1] * x0[1]
-            gradient[:, p + 1] += by_start[2] * x0[2]
-            q = np.exp(u[:, p + 2 :]).T[rows.channel]
+            positive, negative, dead = x0[:3] * by_start[:3]
+            share = x0[0] / (x0[0] + x0[1])
+            gradient[:, p] += positive + negative
+            gradient[:, p + 1] += dead
+            gradient[:, p + 2] += (1.0 - share) * positive - share * negative
+            gradient[:, p + 3] += by_start[_EXHAUSTED] * x0[_EXHAUSTED]
+            first = p + len(SEED)
+            q = np.exp(u[:, first:]).T[rows.channel]
             by_drift = (g * r - 1.0 / scale) * q * q * rows.time / scale
             for k in range(len(self.channels)):
-                gradient[:, p + 2 + k] += by_drift[rows.channel == k].sum(axis=0)
+                gradient[:, first + k] += by_drift[rows.channel == k].sum(axis=0)
             value = value + self._likelihood(found)
         good = np.isfinite(value) & np.isfinite(gradient).all(axis=1)
         return np.where(good, value, -np.inf), np.where(good[:, None], gradient, 0.0)
 
     def scores(self, u: Float[np.ndarray, "m d"]) -> tuple[Float[np.ndarray, "n m"], Int[np.ndarray, " n"]]:
         """Residuals as standard-normal scores (exactly so where the model is true), and the channel of each."""
-        r = self._residuals(u, self._path(u)).r
+        r = self._readings(u, self._quantities(self._path(u))).r
         return normal_scores(r, self._student), self._rows.channel
 
     # --- the parts -----------------------------------------------------------------------------------------------------
@@ -195,18 +230,20 @@ class Target:
 
     @cached_property
     def _rows(self) -> _Rows:
-        order = (COUNTS, *(c for c in self.channels if c not in (COUNTS, "viability")), "viability")
+        order = (COUNTS, *(c for c in self.channels if c not in (COUNTS, *FRACTIONS)), *FRACTIONS)
         own = [(c, self.data.samples[c]) for c in order if c in self.data.samples]
         sizes = [s.time.size for _, s in own]
         time, sd, value = (np.concatenate([getattr(s, f) for _, s in own]) for f in ("time", "sd", "value"))
         before = np.minimum(np.floor(time / self.span + 1e-9).astype(int), self._steps - 1)
         limit = np.repeat([CHANNELS[c].limit for c, _ in own], sizes)
-        log = int(sum(n for n, (c, _) in zip(sizes, own, strict=True) if c != "viability"))
+        log = int(sum(n for n, (c, _) in zip(sizes, own, strict=True) if c not in FRACTIONS))
         value[:log] = np.log(value[:log] + limit[:log])
-        which = [_QUANTITIES.index(c) if c in _QUANTITIES else 0 for c, _ in own]
+        read = [_READ.get(c, (c,)) for c, _ in own]
+        first, other = (np.repeat([_QUANTITIES.index(r[k]) for r in read], sizes) for k in (0, -1))
         return _Rows(
-            before, (time / self.span - before)[:, None], np.repeat(which, sizes), limit[:, None], time[:, None],
-            sd[:, None], value[:, None], np.repeat([self.channels.index(c) for c, _ in own], sizes), sizes[0], log,
+            before, (time / self.span - before)[:, None], first, other, (first != other)[:, None], limit[:, None],
+            time[:, None], sd[:, None], value[:, None], np.repeat([self.channels.index(c) for c, _ in own], sizes),
+            sizes[0], log,
         )  # fmt: skip
 
     @cached_property
@@ -216,8 +253,11 @@ class Target:
 
     def _start(self, u: np.ndarray) -> Float[np.ndarray, "13 m"]:
         p, x0 = len(self.population.names), self.data.initial
-        viable, dead, share = np.exp(u[:, p]), np.exp(u[:, p + 1]), x0.car_fraction[0]
-        rest = x0._replace(car_positive=viable * share, car_negative=viable * (1.0 - share), dead=dead)
+        viable, dead, odds, exhausted = np.exp(u[:, p : p + len(SEED)]).T
+        share = odds / (1.0 + odds)
+        rest = x0._replace(
+            car_positive=viable * share, car_negative=viable * (1.0 - share), dead=dead, exhausted=exhausted
+        )
         return np.array([np.broadcast_to(v, len(u)) for v in rest], dtype=float)
 
     def _theta(self, u: np.ndarray) -> Float[np.ndarray, "53 m"]:
@@ -234,35 +274,29 @@ class Target:
             path[k + 1] = advance(path[k], control, theta, self.span)
         return path
 
-    def _residuals(self, u: np.ndarray, path: np.ndarray) -> Readings:
-        return self._readings(u, path)[0]
+    def _quantities(self, path: np.ndarray) -> Float[np.ndarray, "steps+1 9 m"]:
+        return np.stack([path[:, _FIELDS[q]].sum(axis=1) for q in _QUANTITIES], axis=1)
 
-    def _readings(self, u: np.ndarray, path: np.ndarray) -> tuple[Readings, dict[str, Any]]:
-        """Residuals, and what their derivatives need: prediction by ln quantity, and the quantities at grid points."""
+    def _readings(self, u: np.ndarray, quantities: np.ndarray) -> Readings:
         rows = self._rows
-        first = _READ[0]
 
-        def at(k: np.ndarray) -> np.ndarray:
-            value = path[k, first + rows.quantity]
-            return np.where((rows.quantity == 0)[:, None], value + path[k, 0], value)
+        def ln(which: np.ndarray) -> np.ndarray:
+            """Between grid points linear in ln."""
+            before, after = quantities[rows.before, which], quantities[rows.before + 1, which]
+            return (1.0 - rows.weight) * np.log(before) + rows.weight * np.log(after)
 
-        def dead(k: np.ndarray) -> np.ndarray:
-            return path[k[rows.log :], first + 1]
-
-        ln = (1.0 - rows.weight) * np.log(at(rows.before)) + rows.weight * np.log(at(rows.before + 1))
-        w = rows.weight[rows.log :]
-        ln_dead = (1.0 - w) * np.log(dead(rows.before)) + w * np.log(dead(rows.before + 1))
-        level = np.exp(ln[: rows.log])
-        viability = 1.0 / (1.0 + np.exp(ln_dead - ln[rows.log :]))
-        limit = rows.limit[: rows.log]
-        predicted = np.concatenate([np.log(level + limit), viability])
-        slope = np.concatenate([level / (level + limit), viability * (1.0 - viability)])
-        q = np.exp(u[:, len(self.population.names) + 2 :]).T[rows.channel]
+        own = ln(rows.quantity)
+        level, logs = np.exp(own), np.arange(len(rows.before))[:, None] < rows.log
+        part = 1.0 / (1.0 + np.exp(np.where(rows.share, ln(rows.other) - own, 0.0)))
+        natural = np.where(rows.share, part, level)
+        predicted = np.where(logs, np.log(level + rows.limit), natural)
+        slope = np.where(logs, level / (level + rows.limit), np.where(rows.share, part * (1.0 - part), level))
+        q = np.exp(u[:, len(self.population.names) + len(SEED) :]).T[rows.channel]
         scale = np.sqrt(rows.sd**2 + q * q * rows.time)
-        return Readings((rows.value - predicted) / scale, scale), {"slope": slope, "at": at, "dead": dead}
+        return Readings((rows.value - predicted) / scale, scale, slope)
 
     def _likelihood(self, found: Readings) -> Float[np.ndarray, " m"]:
-        r, scale = found
+        r, scale, _ = found
         student = gammaln((NU + 1.0) / 2.0) - gammaln(NU / 2.0) - 0.5 * np.log(NU * np.pi)
         t = student - (NU + 1.0) / 2.0 * np.log1p(r[: self._rows.counts] ** 2 / NU)
         normal = -0.5 * (r[self._rows.counts :] ** 2 + np.log(2.0 * np.pi))

@@ -49,14 +49,14 @@ def traced(joined: Any, outputs: Sequence[Any]) -> Evaluation:
     graph = FunctionGraph([joined], list(outputs), clone=True)
     rewrite_graph(graph, include=("canonicalize", "stabilize"))
     nodes = [n for n in graph.toposort() if isinstance(n.op, Trajectory)]
-    if len(nodes) > 1:
-        raise ValueError(f"{len(nodes)} trajectories in one model: join their batches into one")
     n = int(joined.type.shape[0])
     q = ca.SX.sym("q", n)
     known: dict[Any, Any] = {graph.inputs[0]: _array(ca.vertsplit(q), (n,))}
     cut = _Cut.of(nodes[0], known, q) if nodes else None
-    if cut is not None:
-        known[nodes[0].outputs[0]] = cut.path
+    for node in nodes:
+        if cut is None or (node is not nodes[0] and not cut.same(node, known, q)):
+            raise ValueError("two trajectories that differ in one model: join their batches into one")
+        known[node.outputs[0]] = cut.path
     ends = [_evaluate(out, known) for out in graph.outputs]
     path, used = cut.read(ends) if cut is not None else (ca.SX(0, 1), np.empty(0, dtype=int))
     target = _flat(ends[0])
@@ -108,6 +108,13 @@ class _Cut(NamedTuple):
             op, _called("celltwin_before", [q], [_flat(start), _flat(cell)]), _called("celltwin_back", [q, weight], [back]),
             (start.shape, cell.shape), symbols,
         )  # fmt: skip
+
+    def same(self, node: Any, known: dict[Any, Any], q: Any) -> bool:
+        """Is this the same trajectory? PyMC rewrites likelihood and potential apart, so that equal parts may look different."""
+        at = 0.1 * np.random.default_rng(0).standard_normal(q.numel())
+        other = _called("celltwin_other", [q], [_flat(_evaluate(v, known)) for v in node.inputs])
+        near = (np.allclose(a, b, rtol=1e-9, atol=0.0) for a, b in zip(self.before(at), other(at), strict=True))
+        return node.op is self.op and all(near)
 
     def read(self, ends: Sequence[np.ndarray]) -> tuple[Any, np.ndarray]:
         """The symbols of the path that the outputs read, and their places in it."""

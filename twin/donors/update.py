@@ -31,7 +31,7 @@ from twin.donors.artefact import Artefact
 from twin.donors.data import prepare_one
 from twin.donors.prior import DonorPrior
 from twin.donors.sample import import_arviz
-from twin.donors.target import DENSITIES, Target, population_of
+from twin.donors.target import SEED, Target, population_of
 from twin.process import Process
 from twin.records import RecordedBatch
 
@@ -66,7 +66,7 @@ class Around(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """Posterior of one donor, all in ln: the learnt kinetics, viable and dead density at inoculation [1e6 cells/mL], noise."""
+    """Posterior of one donor, all in ln: the learnt kinetics, the state at inoculation (`SEED`), and how noise grows."""
 
     names: tuple[str, ...]
     mean: Float[np.ndarray, " d"]
@@ -105,7 +105,7 @@ class Update:
 
         Not for the batch that it was learnt from: its readings would count twice.
         """
-        p = self.names.index(DENSITIES[0])
+        p = self.names.index(SEED[0])
         return DonorPrior(self.names[:p], self.mean[:p], self.cov[:p, :p], self.provenance)
 
 
