@@ -1,7 +1,7 @@
 """Trajectories of many columns and their exact discrete adjoint, in vector code where a compiler is found.
 
 The step is `twin.transition.step_function`: RK4 of `twin.bioreactor.rates` with its floors, the one the filter uses, on
-a coarser grid. CasADi differentiates it in reverse, so that one sweep back gives the gradient of any function of the
+a coarser grid (transcendental functions by the C library's vector versions). CasADi differentiates it in reverse, so that one sweep back gives the gradient of any function of the
 whole trajectory with respect to initial state and learnt kinetics, exact for the scheme (not for the differential equation).
 """
 
@@ -84,8 +84,8 @@ def _loops() -> Any | None:
 @cache
 def sweeps(names: tuple[str, ...], compiled: bool = True) -> Sweeps:
     """Both sweeps for learnt kinetics `names`; with `compiled` False (or no compiler) on CasADi's virtual machine."""
-    step = Columns(step_function(), {3}, compiled=compiled)
-    adjoint = Columns(adjoint_function(names), {3}, compiled=compiled)
+    step = Columns(step_function(), {3}, compiled=compiled, loose=True)
+    adjoint = Columns(adjoint_function(names), {3}, compiled=compiled, loose=True)
     loops = _loops() if compiled and step.compiled and adjoint.compiled else None
     return _interpreted(step, adjoint) if loops is None else _compiled(loops, step, adjoint, len(names))
 

@@ -31,8 +31,8 @@ POPULATION = ("m", "L_stds", "theta", "effect", "yield", "yield_sd", "ln_collect
 class Settings(NamedTuple):
     """How to sample."""
 
-    draws: int = 500
-    tune: int = 500
+    draws: int = 1000
+    tune: int = 400
     chains: int = 4
     seed: int = 1
     cores: int = 2
@@ -43,10 +43,10 @@ class Settings(NamedTuple):
 class Limits(NamedTuple):
     """What a posterior must meet (Vehtari 2021 for R-hat and ESS; Betancourt 2016 for E-BFMI)."""
 
-    r_hat: float = 1.05
-    ess: float = 100.0
-    divergent: float = 0.01  # share of draws
-    e_bfmi: float = 0.2
+    r_hat: float = 1.01
+    ess: float = 400.0
+    divergent: float = 0.001  # share of draws
+    e_bfmi: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,10 @@ def diagnose(posterior: arviz.InferenceData, limits: Limits = Limits()) -> Diagn
         problems.append(
             f"R-hat {r_hat:.3f} of {table['r_hat'].idxmax()} is above {limits.r_hat}: chains disagree; raise --tune and --draws"
         )
-    if min(bulk, tail) < limits.ess:
-        problems.append(f"effective sample size {min(bulk, tail):.0f} is under {limits.ess:.0f}: raise --draws")
+    if bulk < limits.ess or tail < limits.ess / 2.0:
+        problems.append(
+            f"effective sample size {bulk:.0f} (tails {tail:.0f}) is under {limits.ess:.0f} (tails {limits.ess / 2.0:.0f}): raise --draws"
+        )
     if divergent > limits.divergent * draws:
         problems.append(
             f"{divergent} of {draws} draws diverged: raise --tune, or try the other parametrisation (--centred/--non-centred)"

@@ -44,18 +44,19 @@ def native(compiler: str) -> str:
     return dry.stderr
 
 
-def load(name: str, source: str, vector: bool = False) -> Any | None:
+def load(name: str, source: str, vector: bool = False, needs: tuple[str, ...] = ()) -> Any | None:
     """`source` as a ctypes library, built where no earlier process has; None where no compiler works.
 
-    With `vector` it is built for this machine's CPU, which is then part of the key: machines may share a cache. The build
-    is atomic: processes that build at once leave one whole file.
+    With `vector` it is built for this machine's CPU, which is then part of the key: machines may share a cache. `needs` are
+    libraries to link; where one is missing, the result is None. The build is atomic: processes that build at once leave one
+    whole file.
     """
     tool = compiler()
     if tool is None:
         return None
     machine = native(tool) if vector else ""
     flags = [*FLAGS, "-march=native"] if machine else [*FLAGS]
-    key = hashlib.sha256("\n".join([source, tool, *flags, machine]).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\n".join([source, tool, *flags, *needs, machine]).encode()).hexdigest()[:24]
     target = cache_dir() / f"{name}-{key}.so"
     try:
         if not target.is_file():
@@ -63,7 +64,7 @@ def load(name: str, source: str, vector: bool = False) -> Any | None:
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 code, built = Path(scratch) / f"{name}.c", Path(scratch) / f"{name}.so"
                 code.write_text(source)
-                subprocess.run([tool, *flags, "-o", built, code, "-lm"], check=True, capture_output=True, timeout=TIMEOUT)  # fmt: skip
+                subprocess.run([tool, *flags, "-o", built, code, *needs, "-lm"], check=True, capture_output=True, timeout=TIMEOUT)  # fmt: skip
                 built.replace(target)
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError):

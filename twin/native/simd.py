@@ -43,6 +43,14 @@ INLINE double most(double a, double b) { return a >= b || b != b ? a : b; }
   double x[LANES], y[LANES]; memcpy(x, &a, sizeof x); memcpy(y, &b, sizeof y); \
   for (long l = 0; l < w; ++l) x[l] = f(x[l], y[l]); \
   memcpy(&a, x, sizeof a); return a; }
+/* by the C library's vector versions, which round otherwise (within 4 units in the last place) */
+#if LANES == 8
+#define VECTOR(f) extern lane _ZGVeN8v_##f(lane); INLINE lane each_##f(lane a, long w) { (void)w; return _ZGVeN8v_##f(a); }
+#elif defined __AVX2__
+#define VECTOR(f) extern lane _ZGVdN4v_##f(lane); INLINE lane each_##f(lane a, long w) { (void)w; return _ZGVdN4v_##f(a); }
+#else
+#define VECTOR(f) UNARY(f)
+#endif
 /* columns j..m-1 of `rows` rows, the last one repeated to fill the lanes */
 INLINE void gather(double* pad, const double* p, long rows, long m, long j) {
   for (long e = 0; e < rows; ++e)
@@ -70,6 +78,8 @@ _UNARY = {
 _BINARY = {ca.OP_POW: "pow", ca.OP_CONSTPOW: "pow", ca.OP_FMIN: "least", ca.OP_FMAX: "most", ca.OP_ATAN2: "atan2",
            ca.OP_HYPOT: "hypot", ca.OP_FMOD: "fmod", ca.OP_COPYSIGN: "copysign"}  # fmt: skip
 _LIBM = {**_UNARY, **_BINARY}
+_VECTORED = frozenset({"exp", "log", "sin", "cos", "tanh"})
+"""What GNU's libmvec has for vectors."""
 _KNOWN = frozenset({*_ARITHMETIC, *_TRUTH, *_LIBM, ca.OP_SQRT, ca.OP_IF_ELSE_ZERO, ca.OP_INPUT, ca.OP_CONST})
 
 
@@ -213,10 +223,14 @@ class Kernel:
         return f"const lane v{value} = {text};"
 
     # ------------------------------------------------------------------------------------------------------- source
-    def source(self) -> str:
-        """The C of a library whose one entry is this kernel."""
+    def source(self, loose: bool = False) -> str:
+        """The C of a library whose one entry is this kernel; `loose`: with libmvec's functions, not to the same bits."""
         ops = sorted({value.op for value in self._graph.values} & _LIBM.keys())
-        calls = sorted({f"{'BINARY' if op in _BINARY else 'UNARY'}({_LIBM[op]})" for op in ops})
+
+        def kind(op: int) -> str:
+            return "BINARY" if op in _BINARY else "VECTOR" if loose and _LIBM[op] in _VECTORED else "UNARY"
+
+        calls = sorted({f"{kind(op)}({_LIBM[op]})" for op in ops})
         group = self._group()  # first: it says which uniform values are carried over
         return "\n".join([PRELUDE, *calls, group, self._entry()])
 
