@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from service.bench import stone
 from service.bench.peers import by_rk4, by_solver, day_again, loop, one_step
 from service.bench.problem import PROBES, QUARTER, START, Problem, make_problem, value_of
-from service.bench.timing import Posterior, Row, Timed, apart, machine, run_rows
+from service.bench.timing import Owed, Posterior, Row, Timed, apart, machine, run_rows
 from twin.batch import assimilate
 from twin.estimation.filters import Filter
 from twin.estimation.fleet import fuse_fleet, look_fleet, predict_fleet
@@ -28,15 +28,6 @@ SAMPLE = 8
 """So many reactors of the filterpy loop are timed; the figure is scaled to the fleet."""
 ROUNDS = 10
 PACKAGES = ("numpy", "scipy", "casadi", "filterpy", "stonesoup")
-
-
-class Owed(NamedTuple):
-    """A figure that is promised, and what was measured."""
-
-    claim: str
-    limit: float
-    measured: float
-    met: bool
 
 
 def ours(problem: Problem, label: str, effort: float) -> list[Row]:
@@ -170,7 +161,7 @@ def _owed(done: list[Timed], rows: list[dict[str, Any]]) -> list[Owed]:
         mine = posterior.get(f"{label}: UKF")
         if mine is not None and book is not None:
             far = apart(mine, book)
-            found.append(Owed(f"{label}: UKF, from {TEXTBOOK} [sd], at most", 1e-10, far, far <= 1e-10))
+            found.append(Owed(f"{label}: UKF, from {TEXTBOOK} [sd], at most", 1e-10, far, far <= 1e-10, answer=True))
     return found
 
 

@@ -23,6 +23,16 @@ class Posterior(NamedTuple):
     cov: np.ndarray  # [..., n, n]
 
 
+class Owed(NamedTuple):
+    """A figure that is promised, and what was measured."""
+
+    claim: str
+    limit: float
+    measured: float
+    met: bool
+    answer: bool = False  # about what is computed, not about how long it takes
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One implementation of the problem of a group; the first row of a group is what the others are held to."""

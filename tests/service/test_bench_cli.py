@@ -115,8 +115,20 @@ def test_people_get_tables_and_a_wrong_answer_is_exit_1(
                 },
             ],
             "owed": [
-                {"claim": "ours, times theirs, at least", "limit": 200.0, "measured": 100.0, "met": False},
-                {"claim": "ours, from theirs [sd], at most", "limit": 1e-10, "measured": 2e-3, "met": far},
+                {
+                    "claim": "ours, times theirs, at least",
+                    "limit": 200.0,
+                    "measured": 100.0,
+                    "met": False,
+                    "answer": False,
+                },
+                {
+                    "claim": "ours, from theirs [sd], at most",
+                    "limit": 1e-10,
+                    "measured": 2e-3,
+                    "met": far,
+                    "answer": True,
+                },
             ],
             "problem": {"coordinates": 3},
             "machine": {"cpu": "abacus"},
@@ -142,3 +154,20 @@ def test_an_unknown_benchmark_is_one_line_that_names_those_there_are(capsys: pyt
     complaint = capsys.readouterr().err
     assert "'weather'" in complaint and "filter" in complaint and complaint.count("\n") == 1
     assert run(["bench", "filter", "--reactors", "0"]) == 2
+
+
+@pytest.mark.slow
+def test_the_fit_is_benched_on_pymc_s_own_gradient() -> None:
+    pytest.importorskip("pymc", reason="needs the donors extra")
+    from service.bench import donors
+    from twin.donors.fit import Settings
+
+    short = Settings(draws=20, tune=20, chains=2)
+    answer = donors.measure(3, 4, 0.0, lambda _: None, short)
+    theirs, ours, posterior = answer["rows"]
+    assert ours["agreement"] < 1e-8
+    assert ours["ratio"] == pytest.approx(theirs["median_ms"] / ours["median_ms"])
+    assert posterior["median_ms"] == pytest.approx(1e3 * answer["fit"]["cpu_s"] / answer["fit"]["ess"])
+    owed = {o["claim"]: o for o in answer["owed"]}
+    assert not owed["bulk ESS above"]["met"]  # 40 draws are no posterior, and it says so
+    assert answer["problem"]["donors"] == 4

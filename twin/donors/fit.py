@@ -16,12 +16,14 @@ from twin.donors.artefact import save_prior
 from twin.donors.data import FitData, FitError, prepare
 from twin.donors.model import CENTRED, FIT_PARAMETERS, SPAN, build, population, preset_population, starting_scales
 from twin.donors.prior import DonorPrior
-from twin.donors.sample import import_arviz, nuts
+from twin.donors.ridge import ridge, straightened
+from twin.donors.sample import Density, density, import_arviz, nuts
 from twin.process import Process
 from twin.records import RecordedBatch
 
 if TYPE_CHECKING:
     import arviz
+    import pymc as pm
 
 PACKAGES = ("celltwin", "numpy", "scipy", "casadi", "pymc", "pytensor", "nutpie", "arviz")
 POPULATION = ("m", "L_stds", "theta", "effect", "yield", "yield_sd", "ln_collected", "collected_sd", "q")
@@ -31,8 +33,8 @@ POPULATION = ("m", "L_stds", "theta", "effect", "yield", "yield_sd", "ln_collect
 class Settings(NamedTuple):
     """How to sample."""
 
-    draws: int = 1000
-    tune: int = 400
+    draws: int = 600
+    tune: int = 300
     chains: int = 4
     seed: int = 1
     cores: int = 2
@@ -88,7 +90,7 @@ def fit(
     data = prepare(records, process, covariates)
     model = build(data, process, names, centred=settings.centred, span=settings.span)
     posterior, sampler = nuts(
-        model, starting_scales(process, names), draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,
+        model, coordinates(model, data, process, names), draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,
         tick=tick,
     )  # fmt: skip
     diagnostics = diagnose(posterior)
@@ -100,6 +102,12 @@ def fit(
         {"basis": f"hierarchical fit of {len(data.donors)} donors", "data": data.sha256},
     )
     return Fit(prior, draws, posterior, diagnostics, data, settings, sampler)
+
+
+def coordinates(model: pm.Model, data: FitData, process: Process, names: tuple[str, ...]) -> Density:
+    """The model's density where a sampler walks well: from the preset's spreads, ridges straightened."""
+    target = density(model, starting_scales(process, names))
+    return straightened(target, ridge(data, target.owners, "theta_given", population(names)[1]))
 
 
 def new_donor(

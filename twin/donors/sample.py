@@ -99,7 +99,7 @@ def whitened(target: Density) -> Density:
         else:
             curvature[i, i] = max(float(column[i]), 4.0)
     values, vectors = np.linalg.eigh((curvature + curvature.T) / 2)
-    root = vectors / np.sqrt(np.maximum(values, 1.0))
+    root = vectors / np.sqrt(np.maximum(values, 0.1))
 
     def value_and_gradient(u: np.ndarray) -> tuple[Any, Any]:
         value, gradient = target.value_and_gradient(centre + root @ u)
@@ -116,7 +116,7 @@ def whitened(target: Density) -> Density:
 
 def nuts(
     model: pm.Model,
-    start: Mapping[str, np.ndarray],
+    target: Density,
     *,
     draws: int,
     tune: int,
@@ -125,10 +125,13 @@ def nuts(
     cores: int,
     tick: Callable[[float], None] | None = None,
 ) -> tuple[arviz.InferenceData, str]:
-    """Posterior draws and the name of the sampler; `tick` is called with 1 for every chain that ends."""
+    """Posterior draws and the name of the sampler; `target` is the model's density in the coordinates to sample in.
+
+    `tick` is called with 1 for every chain that ends.
+    """
     if find_spec("nutpie") is None:
         return _by_pymc(model, draws, tune, chains, seed, cores), "pymc"
-    target = whitened(density(model, start))
+    target = whitened(target)
     jobs = [_Job(target, draws, tune, seed + 1000 * k) for k in range(chains)]
     results: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
     for result in _each(jobs, cores):

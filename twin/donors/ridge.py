@@ -1,0 +1,91 @@
+"""Growth that slows is explained by lactate or by the replicative limit: coordinates in which a sampler can walk between.
+
+Data tell how much growth is lost late in a batch, hardly which of the two took it: in K_L and PD_max the posterior is a
+narrow ridge that bends around a corner, on which chains of a thousand draws had effective sample sizes of a few dozen. With
+
+    A = ln (L/K_L)^2        at the highest lactate of the donor's batch
+    B = ln (PD/PD_max)^6    at its last doublings
+    total = ln (e^A + e^B)  what is lost in all, to first order
+    split = A - B           which of the two took it
+
+total is what the data know and split what they do not. The map (A, B) -> (total, split) keeps volumes (its determinant is -1)
+and K_L, PD_max are log-linear in A, B: the density needs no correction. Only where a sampler walks changes, not the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from twin.donors.data import COUNTS, FitData
+from twin.donors.sample import Density
+
+LACTATE, LIMIT = "K_L", "PD_max"
+POWER_LACTATE, POWER_LIMIT = 2.0, 6.0
+"""Exponents of the two inhibitions (`twin.kinetics`)."""
+
+
+class Ridge(NamedTuple):
+    """Where a density holds ln K_L and ln PD_max of every donor, and what they are compared with."""
+
+    lactate: Int[np.ndarray, " d"]  # places of ln K_L
+    limit: Int[np.ndarray, " d"]  # places of ln PD_max
+    highest: Float[np.ndarray, " d"]  # ln of the highest lactate that was read [mM]
+    doublings: Float[np.ndarray, " d"]  # ln of the doublings at the last count
+
+
+def ridge(data: FitData, owners: tuple[str, ...], variable: str, columns: tuple[str, ...]) -> Ridge | None:
+    """The ridges of a model whose unconstrained `variable` is [donor, column]; None where it lacks either parameter."""
+    if not {LACTATE, LIMIT} <= set(columns) or variable not in owners:
+        return None
+    first, n = owners.index(variable), len(columns)
+    starts = first + n * np.arange(len(data.donors))
+    highest, doublings = np.empty(len(data.donors)), np.empty(len(data.donors))
+    for d in range(len(data.donors)):
+        batches = np.flatnonzero(data.donor_of == d)
+        read = (
+            [data.samples["lactate"].value[data.samples["lactate"].column == b] for b in batches]
+            if "lactate" in data.samples
+            else []
+        )
+        highest[d] = np.log(max([float(v.max()) for v in read if v.size] + [1.0]))
+        folds: list[float] = []
+        for b in batches:
+            counts, own = data.samples[COUNTS], data.samples[COUNTS].column == b
+            values = np.maximum(counts.value[own][np.argsort(counts.time[own])], 1e-3)
+            folds.append(float(np.log2(max(values.max() / values[0], 2.0))))
+        doublings[d] = np.log(float(np.mean(data.initial.doublings)) + max(folds))
+    return Ridge(starts + columns.index(LACTATE), starts + columns.index(LIMIT), highest, doublings)
+
+
+def straightened(target: Density, at: Ridge | None) -> Density:
+    """The same density with (total, split) in place of ln K_L and ln PD_max; itself where there is no ridge."""
+    if at is None:
+        return target
+
+    def back(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The density's own coordinates, and the share of the total that lactate took."""
+        q, total, split = v.copy(), v[at.lactate], v[at.limit]
+        a, b = total - np.logaddexp(0.0, -split), total - np.logaddexp(0.0, split)
+        q[at.lactate] = at.highest - a / POWER_LACTATE
+        q[at.limit] = at.doublings - b / POWER_LIMIT
+        return q, 1.0 / (1.0 + np.exp(-split))
+
+    def value_and_gradient(v: np.ndarray) -> tuple[Any, Any]:
+        q, share = back(v)
+        value, slope = target.value_and_gradient(q)
+        gradient = np.array(slope)
+        by_a, by_b = -gradient[at.lactate] / POWER_LACTATE, -gradient[at.limit] / POWER_LIMIT
+        gradient[at.lactate] = by_a + by_b
+        gradient[at.limit] = (1.0 - share) * by_a - share * by_b
+        return value, gradient
+
+    begun = target.start.copy()
+    a = POWER_LACTATE * (at.highest - begun[at.lactate])
+    b = POWER_LIMIT * (at.doublings - begun[at.limit])
+    begun[at.lactate], begun[at.limit] = np.logaddexp(a, b), a - b
+    return target._replace(
+        start=begun, value_and_gradient=value_and_gradient, expand=lambda v: target.expand(back(np.asarray(v))[0])
+    )
