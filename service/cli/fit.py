@@ -29,8 +29,8 @@ def fit(
     prior: Annotated[Path, typer.Option("-o", "--out", help="Folder to write the prior into.")],
     preset: Annotated[str, typer.Option(help="Process: a name under configs/processes or a file.")] = "car_nk",
     mapping: Annotated[str | None, typer.Option(help="Column mapping of a wide file: name or file.")] = None,
-    draws: Annotated[int, typer.Option(min=4, help="Draws per chain.")] = 500,
-    tune: Annotated[int, typer.Option(min=4, help="Warm-up iterations per chain.")] = 200,
+    draws: Annotated[int, typer.Option(min=4, help="Draws per chain.")] = 600,
+    tune: Annotated[int, typer.Option(min=4, help="Warm-up iterations per chain.")] = 300,
     chains: Annotated[int, typer.Option(min=2, help="Chains.")] = 4,
     cores: Annotated[int, typer.Option(min=1, help="Chains that run at once.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampler.")] = 1,
@@ -38,6 +38,10 @@ def fit(
     method: Annotated[str, typer.Option(help="mcmc: the hierarchical model, sampled. em: the filter itself.")] = "mcmc",
     base: Annotated[
         Path | None, typer.Option("--from", help="Prior that --method em starts from. Default: the preset's spreads.")
+    ] = None,
+    covariate: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of the batches table to regress the kinetics on (age, cmv, fresh); repeat for more."),
     ] = None,
     small: Annotated[bool, typer.Option("--small", help="Leave the whole posterior out of the artefact.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
@@ -48,6 +52,8 @@ def fit(
     if method not in ("mcmc", "em"):
         fail(f"--method {method}: unknown; known: mcmc, em")
     if method == "em":
+        if covariate:
+            fail("--covariate is for --method mcmc")
         _em(data, prior, preset, mapping, base, cores, json)
         return
     if base is not None:
@@ -62,7 +68,7 @@ def fit(
     settings = Settings(draws=draws, tune=tune, chains=chains, seed=seed, cores=cores, centred=centred)
     with progress(f"{chains} chains of {tune} + {draws}", chains) as advance:
         try:
-            result = run(batches, process, settings=settings, tick=advance)
+            result = run(batches, process, settings=settings, tick=advance, covariates=covariate or ())
         except FitError as error:
             fail(f"{data}: {error}")
     seconds = time.perf_counter() - began
@@ -184,6 +190,20 @@ def _tables(result: Any, process: Any, seconds: float) -> None:
             f"{process.donor_sd[name]:.2f}", f"{np.sqrt(prior.cov[k, k]):.2f}",
         )  # fmt: skip
     console.print(table)
+    if result.stages:
+        recovered = Table(title="stages that grow no cells: recovery", title_justify="left")
+        for column in ("stage", "median", "90 %", "sd of ln over donors"):
+            recovered.add_column(column, justify="left" if column == "stage" else "right")
+        for name, r in result.stages.items():
+            recovered.add_row(name, f"{r.median:.3g}", f"{r.q05:.3g} to {r.q95:.3g}", f"{r.spread:.2f}")
+        console.print(recovered)
+    if result.effects:
+        told = Table(title="covariates: change of ln kinetics a standard deviation", title_justify="left")
+        for column in ("covariate", "parameter", "mean", "90 %", "the data"):
+            told.add_column(column, justify="right" if column in ("mean", "90 %") else "left")
+        for e in result.effects:
+            told.add_row(e.covariate, e.parameter, f"{e.mean:+.3f}", f"{e.q05:+.3f} to {e.q95:+.3f}", e.verdict)
+        console.print(told)
     checks = Table(title=f"diagnostics ({result.sampler}, {seconds:.0f} s)", title_justify="left")
     for column in ("R-hat", "ESS bulk", "ESS tail", "divergent", "E-BFMI"):
         checks.add_column(column, justify="right")
@@ -204,6 +224,8 @@ def _as_json(result: Any, prior: Path | None, seconds: float, problem: str | Non
                 "mean_ln_mcse": errors[0, k], "sd_ln_mcse": errors[1, k]}
             for k, n in enumerate(result.prior.names)
         },
+        "stages": {n: r._asdict() for n, r in result.stages.items()},
+        "covariates": [{**e._asdict(), "verdict": e.verdict} for e in result.effects],
         "diagnostics": {
             "r_hat": d.r_hat, "ess_bulk": d.ess_bulk, "ess_tail": d.ess_tail, "divergent": d.divergent, "draws": d.draws,
             "e_bfmi": d.e_bfmi, "worst": d.worst,

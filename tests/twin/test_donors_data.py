@@ -60,7 +60,11 @@ def test_first_analyte_reading_starts_the_trajectory_and_is_not_scored() -> None
         ((*FOUR[:3], replace(FOUR[3], actions=())), "'B-d' has no perfusion, feed or cytokine_dose"),
         (
             (*FOUR[:3], replace(FOUR[3], metadata={"cells_in_harvest": -1.0, "cells_out_harvest": 2.0})),
-            "numbers above 0",
+            "'B-d': cells_in_harvest is -1.0: it must be a number above 0",
+        ),
+        (
+            (*FOUR[:3], replace(FOUR[3], metadata={"cells_in_thaw": 2.0, "cells_out_thaw": 5.0})),
+            "'B-d': 5e9 cells came out of thaw, 2e9 went in, and it grows none",
         ),
     ],
 )
@@ -125,3 +129,27 @@ def test_history_goes_through_all_stages() -> None:
     assert reactor.actions[-1].at <= 14.0
     late = [m.received_at - m.sampled_at for m in reactor.measurements]
     assert min(late) > 0
+
+
+@pytest.mark.parametrize(
+    ("ages", "says"),
+    [
+        ((30.0, 40.0, 50.0, None), "'B-d' of donor 'd': covariate 'age' is None: give every donor a number"),
+        ((30.0, 40.0, 50.0, "old"), "covariate 'age' is 'old'"),
+        ((30.0, 30.0, 30.0, 30.0), "covariate 'age' is 30 for every donor"),
+    ],
+)
+def test_a_covariate_that_cannot_explain_is_refused(ages: tuple[object, ...], says: str) -> None:
+    told = [replace(r, metadata={"age": a}) for r, a in zip(FOUR, ages, strict=True)]  # type: ignore[dict-item]
+    with pytest.raises(FitError, match=says):
+        prepare(told, PROCESS, ("age",))
+
+
+def test_batches_of_one_donor_must_agree_on_a_covariate() -> None:
+    told = [replace(r, metadata={"age": a}) for r, a in zip(FOUR, (30.0, 40.0, 50.0, 60.0), strict=True)]
+    again = replace(told[0], id="B-a2", metadata={"age": 31.0})
+    with pytest.raises(FitError, match="donor 'a': covariate 'age' is 30 in one batch and 31 in 'B-a2'"):
+        prepare([*told, again], PROCESS, ("age",))
+    data = prepare(told, PROCESS, ("age",))
+    assert data.covariates["age"].mean() == pytest.approx(0.0)
+    assert data.covariates["age"].std() == pytest.approx(1.0)

@@ -22,7 +22,7 @@ from twin.donors.data import FitData, FitError, prepare_one
 from twin.donors.model import _observe, drift_prior, grid, seed_prior
 from twin.donors.prior import preset_prior
 from twin.donors.sample import import_arviz
-from twin.donors.target import Population, Target, normal_scores, population_of
+from twin.donors.target import SEED, Population, Target, normal_scores, population_of
 from twin.donors.update import KHAT, Settings, Update, pareto_smoothed, posterior, update
 from twin.evidence import ControlApplied, Measurement
 from twin.records import RecordedBatch
@@ -46,9 +46,16 @@ def target(until: float, population: Population | None = None) -> Target:
     return Target(population or population_of(ARTEFACT, PROCESS), prepare_one(BATCH, PROCESS, until), PROCESS)
 
 
+def single() -> Population:
+    """One Gaussian with the moments of the fitted population."""
+    fitted = population_of(ARTEFACT, PROCESS)
+    mean, cov = fitted.moments
+    return replace(fitted, mean=mean[None], cov=cov[None])
+
+
 def mixture() -> Population:
     """Three different populations of equal weight."""
-    one, rng = population_of(ARTEFACT, PROCESS), np.random.default_rng(2)
+    one, rng = single(), np.random.default_rng(2)
     mean = one.mean + 0.1 * rng.standard_normal((3, one.mean.shape[1]))
     return replace(one, mean=mean, cov=one.cov * np.array([0.5, 1.0, 1.5])[:, None, None])
 
@@ -101,12 +108,13 @@ def test_gradient_is_that_of_the_density() -> None:
 
 def test_density_is_that_of_the_fitted_model() -> None:
     """Two routes: this module's columns, and the graph that the population is fitted with."""
-    t = target(6.0)
+    t = target(6.0, single())
     graph = _graph(t.data, t.population)
     centre, cov = t.prior
     points = centre + 0.3 * np.sqrt(np.diagonal(cov)) * np.random.default_rng(3).standard_normal((5, centre.size))
     p = len(t.population.names)
-    theirs = [graph({"theta": u[:p], "viable0": u[p], "dead0": u[p + 1], "q_log__": u[p + 2 :]}) for u in points]
+    first = p + len(SEED)
+    theirs = [graph({"theta": u[:p], **dict(zip(SEED, u[p:first], strict=True)), "q_log__": u[first:]}) for u in points]
     np.testing.assert_allclose(t.log_density(points), theirs, rtol=1e-7)
 
 

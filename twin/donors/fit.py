@@ -65,6 +65,30 @@ class Diagnostics:
     problems: tuple[str, ...]
 
 
+class Recovery(NamedTuple):
+    """Cells out over cells in of a stage that grows none."""
+
+    median: float  # over donors
+    q05: float  # of the median: how well it is known
+    q95: float
+    spread: float  # of ln over donors, counting error taken out
+
+
+class Effect(NamedTuple):
+    """What one standard deviation of a covariate moves in ln of a kinetic parameter."""
+
+    covariate: str
+    parameter: str
+    mean: float
+    q05: float
+    q95: float
+
+    @property
+    def verdict(self) -> str:
+        """`no information` where the 90 % interval holds 0: with few donors the usual answer, and no proof of no effect."""
+        return "no information" if self.q05 <= 0.0 <= self.q95 else "raises" if self.mean > 0.0 else "lowers"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
     """A posterior, what it says of a new donor, and what it rests on."""
@@ -77,6 +101,36 @@ class Fit:
     settings: Settings
     sampler: str
 
+    @property
+    def stages(self) -> dict[str, Recovery]:
+        """Recoveries by stage; empty where no cells were counted around the bioreactor."""
+        known = self.posterior["posterior"]
+        if "yield" not in known:
+            return {}
+        m, s = (np.asarray(known[k]) for k in ("yield", "yield_sd"))
+        m, s = m.reshape(-1, m.shape[-1]), s.reshape(-1, s.shape[-1])
+        low, mid, high = np.exp(np.quantile(m, [0.05, 0.5, 0.95], axis=0))
+        return {
+            str(n): Recovery(float(mid[k]), float(low[k]), float(high[k]), float(np.median(s[:, k])))
+            for k, n in enumerate(known["yield"]["stage"].values)
+        }
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """Effects of the covariates on the well-informed kinetics."""
+        known = self.posterior["posterior"]
+        if "effect" not in known:
+            return ()
+        draws = np.asarray(known["effect"])
+        draws = draws.reshape(-1, *draws.shape[2:])
+        low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+        names, shared = (known["effect"][k].values for k in ("covariate", "shared"))
+        return tuple(
+            Effect(str(c), str(p), float(draws[:, i, j].mean()), float(low[i, j]), float(high[i, j]))
+            for i, c in enumerate(names)
+            for j, p in enumerate(shared)
+        )
+
 
 def fit(
     records: Sequence[RecordedBatch],
@@ -88,11 +142,7 @@ def fit(
 ) -> Fit:
     """Fit the population to the records. Raises FitError for data that cannot carry a fit; judge `Fit.diagnostics` before use."""
     data = prepare(records, process, covariates)
-    model = build(data, process, names, centred=settings.centred, span=settings.span)
-    posterior, sampler = nuts(
-        model, coordinates(model, data, process, names), draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,
-        tick=tick,
-    )  # fmt: skip
+    posterior, sampler = sample_fit(data, process, names, settings, tick)
     diagnostics = diagnose(posterior)
     draws = new_donor(posterior, process, names, np.random.default_rng([settings.seed, 28]))
     prior = DonorPrior(
@@ -102,6 +152,21 @@ def fit(
         {"basis": f"hierarchical fit of {len(data.donors)} donors", "data": data.sha256},
     )
     return Fit(prior, draws, posterior, diagnostics, data, settings, sampler)
+
+
+def sample_fit(
+    data: FitData,
+    process: Process,
+    names: tuple[str, ...] = FIT_PARAMETERS,
+    settings: Settings = Settings(),  # noqa: B008 - immutable
+    tick: Callable[[float], None] | None = None,
+) -> tuple[arviz.InferenceData, str]:
+    """Posterior of the model of the data, and the sampler that drew it. `tick` is called with 1 for every chain that ends."""
+    model = build(data, process, names, centred=settings.centred, span=settings.span)
+    return nuts(
+        model, coordinates(model, data, process, names), draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,
+        tick=tick,
+    )  # fmt: skip
 
 
 def coordinates(model: pm.Model, data: FitData, process: Process, names: tuple[str, ...]) -> Density:

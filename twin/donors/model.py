@@ -2,7 +2,7 @@
 
     theta_d = exp(m + B c_d + L z_d)         well-informed kinetics of donor d; L = diag(s) chol(R), R ~ LKJ(4)
     m ~ N(ln preset median, max(donor_sd, .15)),   s ~ lognormal(ln donor_sd, .4)
-    B ~ N(0, tau^2),  tau ~ half-normal(.1)  covariates c_d (standardised), where there are any: shrunk to none
+    B ~ Student-t(4, 0, .3 donor_sd)         covariates c_d (standardised), where there are any: shrunk towards none
     theta_d ~ lognormal(preset median, donor_sd)   the other learnt kinetics: donors differ, the population is given
     bioreactor    x(t) = RK4 of `rates` from x0_d under the recorded controls (`twin.donors.op`)
     counts        Student-t(4) on ln(Xv + limit), scale^2 = sensor^2 + q^2 t, q log-normal
@@ -48,8 +48,8 @@ NU = 4.0
 """Degrees of freedom of the noise of counts."""
 VIABLE0_SD, DEAD0_SD = 0.3, 0.4
 """Spread of ln of the viable and dead densities at inoculation about what is expected."""
-TAU = 0.1
-"""Half-normal scale of what a standard deviation of a covariate moves in ln of a kinetic parameter."""
+EFFECT = 0.3
+"""Scale of what a standard deviation of a covariate moves in ln of a kinetic parameter, in donor spreads."""
 
 
 def grid(data: FitData, span: float = SPAN) -> int:
@@ -65,8 +65,11 @@ def build(
     centred: bool = CENTRED,
     span: float = SPAN,
     compiled: bool = True,
+    spread_donors: bool = True,
 ) -> pm.Model:
     """The PyMC model. Population: `m`, `s`, `corr`; donors: `theta` (ln kinetics, [donor, parameter]).
+
+    Without `spread_donors` all share one set of kinetics (complete pooling): `theta` has the same row for every donor.
 
     Raises ValueError for a parameter without a donor spread in the preset, or when none of `WELL_INFORMED` is among them.
     """
@@ -90,25 +93,31 @@ def build(
     x0, steps = data.initial, grid(data, span)
     with pm.Model(coords=coords) as model:
         m = pm.Normal("m", median, np.maximum(spread, 0.15), dims="shared")
-        chol, _, _ = pm.LKJCholeskyCov(
-            "L",
-            n=len(shared),
-            eta=4.0,
-            sd_dist=pm.LogNormal.dist(np.log(spread), 0.4, shape=len(shared)),
-            compute_corr=True,
-        )
+        chol = None
+        if spread_donors:
+            chol, _, _ = pm.LKJCholeskyCov(
+                "L",
+                n=len(shared),
+                eta=4.0,
+                sd_dist=pm.LogNormal.dist(np.log(spread), 0.4, shape=len(shared)),
+                compute_corr=True,
+            )
         expected = m
         if data.covariates:
-            effect = pm.Normal("effect", 0.0, pm.HalfNormal("tau", TAU), dims=("covariate", "shared"))
+            effect = pm.StudentT("effect", NU, mu=0.0, sigma=EFFECT * spread, dims=("covariate", "shared"))
             expected = m + np.stack(list(data.covariates.values()), axis=1) @ effect
-        if centred:
+        if chol is None:
+            own = expected + np.zeros((len(data.donors), len(shared)))
+        elif centred:
             own = pm.MvNormal("theta_shared", expected, chol=chol, dims=("donor", "shared"))
         else:
             z = pm.Normal("z", 0.0, 1.0, dims=("donor", "shared"))
             own = expected + z @ chol.T
         columns = {n: own[:, k] for k, n in enumerate(shared)}
         if given:
-            rest = pm.Normal("theta_given", *preset_population(process, given), dims=("donor", "given"))
+            dims = ("donor", "given") if spread_donors else "given"
+            rest = pm.Normal("theta_given", *preset_population(process, given), dims=dims)
+            rest = rest if spread_donors else rest + np.zeros((len(data.donors), len(given)))
             columns |= {n: rest[:, k] for k, n in enumerate(given)}
         theta = pm.Deterministic("theta", pt.stack([columns[n] for n in names], axis=1), dims=("donor", "parameter"))
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pymc as pm
 
 
-SCALES = ("L_cholesky-cov-packed__", "yield_sd_log__", "collected_sd_log__", "phi_sd_log__", "tau_log__")
+SCALES = ("L_cholesky-cov-packed__", "yield_sd_log__", "collected_sd_log__", "phi_sd_log__")
 """Unconstrained names of what sets a spread between donors (or a correlation)."""
 
 

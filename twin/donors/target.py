@@ -97,14 +97,28 @@ def population_of(artefact: Artefact, process: Process) -> Population:
             drift[channel] = float(np.log(known["mean"])) - variance / 2.0, variance**0.5
     if artefact.population is None:
         return Population(prior.names, prior.mean[None], prior.cov[None], drift)
-    shared, given = population(prior.names)
+    return mixture_of(prior.names, process, artefact.population, drift)
+
+
+def mixture_of(
+    names: tuple[str, ...],
+    process: Process,
+    draws: Mapping[str, np.ndarray],
+    drift: Mapping[str, tuple[float, float]],
+    components: int = COMPONENTS,
+) -> Population:
+    """At most `components` thinned draws of the population, `m` [n, s] and `root` [n, s, s], as a mixture over `names`.
+
+    Kinetics whose population is not learnt have that of the preset.
+    """
+    shared, given = population(names)
     median, spread = preset_population(process, given)
-    order = [(*shared, *given).index(n) for n in prior.names]
-    thin = max(1, len(artefact.population["m"]) // COMPONENTS)
-    m, root = (artefact.population[k][::thin][:COMPONENTS] for k in ("m", "root"))
+    order = [(*shared, *given).index(n) for n in names]
+    thin = max(1, len(draws["m"]) // components)
+    m, root = (draws[k][::thin][:components] for k in ("m", "root"))
     mean = np.hstack([m, np.tile(median, (len(m), 1))])[:, order]
     cov = np.array([block_diag(r @ r.T, np.diag(spread**2))[np.ix_(order, order)] for r in root])
-    return Population(prior.names, mean, cov, drift)
+    return Population(names, mean, cov, drift)
 
 
 def normal_scores(r: Float[np.ndarray, "n m"], student: np.ndarray) -> Float[np.ndarray, "n m"]:
@@ -192,7 +206,7 @@ class Target:
             for at, part in ((rows.before, 1.0 - rows.weight), (rows.before + 1, rows.weight)):
                 by_ln = part * g * slope
                 np.add.at(back, (at, rows.quantity), by_ln / quantities[at, rows.quantity])
-                np.add.at(back, (at, rows.other), -rows.share * by_ln / quantities[at, rows.other])
+                np.add.at(back, (at, rows.other), np.where(rows.share, -by_ln, 0.0) / quantities[at, rows.other])
             weight = np.zeros_like(path)
             for k, q in enumerate(_QUANTITIES):
                 weight[:, _FIELDS[q]] += back[:, k : k + 1]

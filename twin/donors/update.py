@@ -78,6 +78,7 @@ class Update:
     agreement: Mapping[str, float]  # posterior predictive probability by channel, and of "all"
     share: float  # of the population's donors that lie nearer its centre than this one's mean
     provenance: Mapping[str, str]
+    log_evidence: float = float("nan")  # ln p(readings | population), natural units; as sure as `khat` says
 
     @property
     def contradicted(self) -> tuple[str, ...]:
@@ -131,10 +132,10 @@ def posterior(target: Target, settings: Settings = Settings(), provenance: Mappi
     around = modes(target, settings)
     rng = np.random.default_rng([settings.seed, 4])
     stages = (*settings.stages, *(settings.stages[-1:] * settings.again))
-    draws, weights, khat = np.empty((0, around[0].at.size)), np.empty(0), float("inf")
+    draws, weights, khat, evidence = np.empty((0, around[0].at.size)), np.empty(0), float("inf"), float("-inf")
     for stage, n in enumerate(stages, start=1):
         draws, log_proposal, belongs = _proposed(around, settings.freedom, n, rng)
-        weights, khat = pareto_smoothed(target.log_density(draws) - log_proposal)
+        weights, khat, evidence = smoothed_mean(target.log_density(draws) - log_proposal)
         if stage == len(stages) or (stage >= len(settings.stages) and khat <= KHAT):
             break
         around = _moved(draws, belongs * weights, around)
@@ -143,6 +144,7 @@ def posterior(target: Target, settings: Settings = Settings(), provenance: Mappi
     return Update(
         target.names, mean, (weights[:, None] * off).T @ off, draws, weights, khat,
         float(1.0 / np.sum(weights**2)), agreement(target, draws, weights, rng), _nearer(target, mean), provenance or {},
+        evidence,
     )  # fmt: skip
 
 
@@ -195,14 +197,20 @@ def _laplace(target: Target, at: np.ndarray, root: np.ndarray) -> Around:
 
 def pareto_smoothed(log_weights: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], float]:
     """Weights that sum to 1, their largest smoothed, and k-hat; k-hat is infinite where no more than a few count at all."""
+    return smoothed_mean(log_weights)[:2]
+
+
+def smoothed_mean(log_weights: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], float, float]:
+    """As `pareto_smoothed`, and ln of the mean of the weights, their largest smoothed: of importance weights, ln of the integral."""
     good = np.isfinite(log_weights)
     if good.sum() < max(25, 0.01 * good.size):
         weights = np.where(good, 1.0, 0.0)
-        return weights / max(weights.sum(), 1.0), float("inf")
+        mean = float(logsumexp(log_weights[good])) - np.log(good.size) if good.any() else float("-inf")
+        return weights / max(weights.sum(), 1.0), float("inf"), float(mean)
     floor = log_weights[good].max() - 700.0
-    smoothed, khat = import_arviz().psislw(np.where(good, np.maximum(log_weights, floor), floor))
-    weights = np.exp(np.asarray(smoothed))
-    return weights / weights.sum(), float(khat)
+    smoothed, khat = import_arviz().psislw(np.where(good, np.maximum(log_weights, floor), floor), normalize=False)
+    total = float(logsumexp(smoothed))
+    return np.exp(np.asarray(smoothed) - total), float(khat), total - float(np.log(good.size))
 
 
 def _nearer(target: Target, mean: np.ndarray) -> float:
