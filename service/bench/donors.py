@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from service.bench.timing import Owed, machine
-from simulators.history import synthetic_history
-from twin.config import load_config
 from twin.donors.data import prepare
 from twin.donors.fit import PACKAGES, POPULATION, Settings, fit
 from twin.donors.model import FIT_PARAMETERS, build, starting_scales
 from twin.donors.sample import density, import_arviz
+from twin.process import Process
+from twin.records import RecordedBatch
 
 if TYPE_CHECKING:
     import arviz
@@ -35,15 +35,14 @@ WALL = 180.0
 
 
 def measure(
+    records: Sequence[RecordedBatch],
+    process: Process,
     seed: int,
-    donors: int,
     effort: float,
     advance: Callable[[float], None],
     sampling: Settings = Settings(),  # noqa: B008
 ) -> dict[str, Any]:
     """Rows, what is owed, and the fit's diagnostics. `effort` scales the peer's budget; 0 leaves its sampling out."""
-    process = load_config("car_nk")
-    records = synthetic_history(process, donors, seed)
     model = build(prepare(records, process), process)
     rows = _gradients(model, starting_scales(process), advance)
     began, cpu = time.perf_counter(), _cpu()
@@ -75,7 +74,7 @@ def measure(
     return {
         "rows": rows,
         "owed": [o._asdict() for o in owed],
-        "problem": {"coordinates": int(density(model).start.size), "donors": donors, "parameters": list(FIT_PARAMETERS)},
+        "problem": {"coordinates": int(density(model).start.size), "donors": len({r.donor for r in records}), "parameters": list(FIT_PARAMETERS)},
         "fit": {
             "wall_s": wall, "cpu_s": spent, "ess": ours, "r_hat": d.r_hat, "ess_bulk": d.ess_bulk, "ess_tail": d.ess_tail,
             "divergent": d.divergent, "draws": d.draws, "worst": d.worst,

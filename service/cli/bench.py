@@ -38,9 +38,12 @@ def bench(
         if find_spec("pymc") is None:
             fail("bench donors: needs the donors extra: pip install 'celltwin[donors]'")
         from service.bench import donors as fits
+        from simulators.history import synthetic_history
+        from twin.config import load_config
 
+        process = load_config("car_nk")
         with progress("bench donors", fits.ADVANCES) as advance:
-            result = fits.measure(seed, donors, effort, advance)
+            result = fits.measure(synthetic_history(process, donors, seed), process, seed, effort, advance)
     else:
         from service.bench import filters
 

@@ -14,6 +14,8 @@ from service.bench.peers import by_rk4, by_solver, day_again, one_step
 from service.bench.problem import Problem, make_problem
 from service.bench.timing import Posterior, Row, apart, run_rows
 from service.cli import run
+from simulators.history import synthetic_history
+from twin.config import load_config
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +165,8 @@ def test_the_fit_is_benched_on_pymc_s_own_gradient() -> None:
     from twin.donors.fit import Settings
 
     short = Settings(draws=20, tune=20, chains=2)
-    answer = donors.measure(3, 4, 0.0, lambda _: None, short)
+    process = load_config("car_nk")
+    answer = donors.measure(synthetic_history(process, 4, 3), process, 1, 0.0, lambda _: None, short)
     theirs, ours, posterior = answer["rows"]
     assert ours["agreement"] < 1e-8
     assert ours["ratio"] == pytest.approx(theirs["median_ms"] / ours["median_ms"])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from twin.donors.ridge import ridge, straightened
 from twin.donors.sample import Density, chain
 from twin.donors.target import Target
 
@@ -17,11 +18,18 @@ def conditional_nuts(
     """Draws of all coordinates of `Target.names` by nutpie; `centre` [d] and `cov` [d, d] only set where and how it begins."""
     root = np.linalg.cholesky(cov)
 
-    def value_and_gradient(v: np.ndarray) -> tuple[Any, Any]:
-        value, gradient = target.value_and_gradient((centre + root @ v)[None])
-        return value[0], root.T @ gradient[0]
+    def value_and_gradient(u: np.ndarray) -> tuple[Any, Any]:
+        value, gradient = target.value_and_gradient(u[None])
+        return value[0], gradient[0]
 
     d = centre.size
-    density = Density(np.zeros(d), value_and_gradient, lambda v: [v], ("u",), np.zeros(d, dtype=bool))
-    found = [chain(density, draws, tune, seed + 1000 * k)[0] for k in range(chains)]
-    return centre + np.stack(found) @ root.T
+    plain = Density(centre, value_and_gradient, lambda u: [u], ("u",), np.zeros(d, dtype=bool), ("u",) * d)
+    straight = straightened(plain, ridge(target.data, plain.owners, "u", target.names))
+
+    def moved(v: np.ndarray) -> tuple[Any, Any]:
+        value, gradient = straight.value_and_gradient(straight.start + root @ v)
+        return value, root.T @ gradient
+
+    walked = Density(np.zeros(d), moved, lambda v: [v], ("v",), np.zeros(d, dtype=bool))
+    found = [chain(walked, draws, tune, seed + 1000 * k)[0] for k in range(chains)]
+    return np.array([[straight.expand(straight.start + root @ v)[0] for v in one] for one in found])

@@ -22,7 +22,7 @@ from scipy.special import logsumexp, ndtr
 from twin.donors.data import COUNTS, STATIC_STAGES, FitData, prepare
 from twin.donors.fit import Diagnostics, Settings, diagnose, population_draws
 from twin.donors.model import FIT_PARAMETERS, build, drift_prior, preset_population
-from twin.donors.sample import nuts
+from twin.donors.sample import density, nuts
 from twin.donors.target import COMPONENTS, Population, Target, mixture_of
 from twin.donors.update import Update, smoothed_mean
 from twin.process import Process
@@ -115,7 +115,7 @@ def common(
     data = prepare(records, process)
     model = build(data, process, names, span=settings.span, spread_donors=False)
     posterior, _ = nuts(
-        model, {}, draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,
+        model, density(model), draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,
     )  # fmt: skip
     theta = np.asarray(posterior.posterior["theta"])[:, :, 0, :].reshape(-1, len(names))
     known = Population(names, theta.mean(axis=0)[None], np.cov(theta.T)[None], drift_of(posterior))

@@ -9,7 +9,7 @@ narrow ridge that bends around a corner, on which chains of a thousand draws had
     split = A - B           which of the two took it
 
 total is what the data know and split what they do not. The map (A, B) -> (total, split) keeps volumes (its determinant is -1)
-and K_L, PD_max are log-linear in A, B: the density needs no correction. Only where a sampler walks changes, not the model.
+and K_L, PD_max are log-linear in A, B: the density needs no correction but a constant (`volume`). Only where a sampler walks changes, not the model.
 """
 
 from __future__ import annotations
@@ -60,32 +60,56 @@ def ridge(data: FitData, owners: tuple[str, ...], variable: str, columns: tuple[
     return Ridge(starts + columns.index(LACTATE), starts + columns.index(LIMIT), highest, doublings)
 
 
+def straight(q: Float[np.ndarray, "... n"], at: Ridge | None) -> Float[np.ndarray, "... n"]:
+    """(total, split) in the places of ln K_L and ln PD_max; a copy where there is no ridge."""
+    v = np.array(q, dtype=float)
+    if at is not None:
+        a = POWER_LACTATE * (at.highest - v[..., at.lactate])
+        b = POWER_LIMIT * (at.doublings - v[..., at.limit])
+        v[..., at.lactate], v[..., at.limit] = np.logaddexp(a, b), a - b
+    return v
+
+
+def bent(v: Float[np.ndarray, "... n"], at: Ridge | None) -> Float[np.ndarray, "... n"]:
+    """The inverse of `straight`."""
+    q = np.array(v, dtype=float)
+    if at is not None:
+        total, split = q[..., at.lactate], q[..., at.limit]
+        a, b = total - np.logaddexp(0.0, -split), total - np.logaddexp(0.0, split)
+        q[..., at.lactate] = at.highest - a / POWER_LACTATE
+        q[..., at.limit] = at.doublings - b / POWER_LIMIT
+    return q
+
+
+def volume(at: Ridge | None) -> float:
+    """ln |dq/dv|: what an integral over v lacks of the one over q."""
+    return 0.0 if at is None else -at.lactate.size * float(np.log(POWER_LACTATE * POWER_LIMIT))
+
+
+def slopes(
+    gradient: Float[np.ndarray, "... n"], v: Float[np.ndarray, "... n"], at: Ridge | None
+) -> Float[np.ndarray, "... n"]:
+    """A gradient by q as one by v."""
+    found = np.array(gradient, dtype=float)
+    if at is not None:
+        share = 1.0 / (1.0 + np.exp(-v[..., at.limit]))
+        by_a, by_b = -found[..., at.lactate] / POWER_LACTATE, -found[..., at.limit] / POWER_LIMIT
+        found[..., at.lactate] = by_a + by_b
+        found[..., at.limit] = (1.0 - share) * by_a - share * by_b
+    return found
+
+
 def straightened(target: Density, at: Ridge | None) -> Density:
     """The same density with (total, split) in place of ln K_L and ln PD_max; itself where there is no ridge."""
     if at is None:
         return target
 
-    def back(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The density's own coordinates, and the share of the total that lactate took."""
-        q, total, split = v.copy(), v[at.lactate], v[at.limit]
-        a, b = total - np.logaddexp(0.0, -split), total - np.logaddexp(0.0, split)
-        q[at.lactate] = at.highest - a / POWER_LACTATE
-        q[at.limit] = at.doublings - b / POWER_LIMIT
-        return q, 1.0 / (1.0 + np.exp(-split))
-
     def value_and_gradient(v: np.ndarray) -> tuple[Any, Any]:
-        q, share = back(v)
-        value, slope = target.value_and_gradient(q)
-        gradient = np.array(slope)
-        by_a, by_b = -gradient[at.lactate] / POWER_LACTATE, -gradient[at.limit] / POWER_LIMIT
-        gradient[at.lactate] = by_a + by_b
-        gradient[at.limit] = (1.0 - share) * by_a - share * by_b
-        return value, gradient
+        value, gradient = target.value_and_gradient(bent(v, at))
+        return value, slopes(np.asarray(gradient), v, at)
 
-    begun = target.start.copy()
-    a = POWER_LACTATE * (at.highest - begun[at.lactate])
-    b = POWER_LIMIT * (at.doublings - begun[at.limit])
-    begun[at.lactate], begun[at.limit] = np.logaddexp(a, b), a - b
     return target._replace(
-        start=begun, value_and_gradient=value_and_gradient, expand=lambda v: target.expand(back(np.asarray(v))[0])
+        start=straight(target.start, at),
+        value_and_gradient=value_and_gradient,
+        expand=lambda v: target.expand(bent(v, at)),
     )

@@ -41,7 +41,7 @@ from twin.sensors import CHANNELS
 from twin.transition import advance_many, flat
 
 SEED = ("viable0", "dead0", "car_odds0", "exhausted0")
-COMPONENTS = 200
+COMPONENTS = 80
 """Draws of the population that make the mixture; more change nothing that 17 donors could tell."""
 _QUANTITIES = (
     "viable",

@@ -1,8 +1,9 @@
 """A new donor without a refit: Laplace at the mode, adapted importance sampling, Pareto-smoothed weights, and a gate.
 
+    where       in (total, split) of the late loss of growth, where K_L and PD_max are no ridge (`twin.donors.ridge`)
     mode        L-BFGS by the adjoint, from the best of the population's draws
     Laplace     curvature by central differences of the gradients, all columns in one call
-    proposal    a mixture of Student-t at the mode and at the peaks with a shallow coordinate held, moved three times to
+    proposal    a mixture of Student-t at the mode and at the peak with the shallow split held, moved three times to
                 the weighted means and covariances of what it found, and on while k-hat is too high (population Monte
                 Carlo: Cappe et al. 2008); draws are scrambled Sobol points. Without the other peaks k-hat stayed below
                 .7 where half the posterior was missed
@@ -30,13 +31,12 @@ from scipy.stats import qmc
 from twin.donors.artefact import Artefact
 from twin.donors.data import prepare_one
 from twin.donors.prior import DonorPrior
+from twin.donors.ridge import Ridge, bent, ridge, slopes, straight, volume
 from twin.donors.sample import import_arviz
 from twin.donors.target import SEED, Target, population_of
 from twin.process import Process
 from twin.records import RecordedBatch
 
-SHALLOW = ("K_L", "PD_max")
-"""Growth that slows is explained by lactate or by the replicative limit: each may be a peak of its own, or a long shoulder."""
 LEAST = 0.005
 """Share of the posterior below which a part of the proposal is dropped."""
 KHAT = 0.7
@@ -49,11 +49,33 @@ CONTRADICTED = 1e-3
 class Settings(NamedTuple):
     """How to sample. Numbers of draws are powers of two: Sobol points are balanced only then."""
 
-    stages: tuple[int, ...] = (2048, 2048, 2048, 4096)  # draws of each proposal; the last one's are kept
-    again: int = 2  # times the last stage is repeated from where it led, while k-hat is above the limit
-    freedom: float = 10.0  # degrees of freedom of the proposals
+    stages: tuple[int, ...] = (1024, 2048, 4096, 8192)  # draws of each proposal; the last one's are kept
+    again: int = 1  # times the last stage is repeated from where it led, while k-hat is above the limit
+    freedom: float = 50.0  # degrees of freedom of the proposals
     starts: int = 256
     seed: int = 1
+
+
+class Straight(NamedTuple):
+    """A target in the coordinates that are sampled in."""
+
+    target: Target
+    at: Ridge | None
+
+    def log_density(self, v: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
+        return self.target.log_density(bent(v, self.at))
+
+    def value_and_gradient(
+        self, v: Float[np.ndarray, "m d"]
+    ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, "m d"]]:
+        value, gradient = self.target.value_and_gradient(bent(v, self.at))
+        return value, slopes(gradient, v, self.at)
+
+    def draws_of_prior(self, n: int, seed: int) -> Float[np.ndarray, "n d"]:
+        """Of a Gaussian with the prior's moments, its centre first."""
+        centre, cov = self.target.prior
+        points = centre + _normal(n, centre.size, np.random.default_rng([seed, 3])) @ np.linalg.cholesky(cov).T
+        return straight(np.vstack([centre, points]), self.at)
 
 
 class Around(NamedTuple):
@@ -129,46 +151,46 @@ def update(
 
 def posterior(target: Target, settings: Settings = Settings(), provenance: Mapping[str, str] | None = None) -> Update:  # noqa: B008
     """Posterior of one donor by importance sampling. Deterministic: same arguments, same bits."""
-    around = modes(target, settings)
+    sampled = Straight(target, ridge(target.data, ("u",) * len(target.names), "u", target.names))
+    around = modes(sampled, settings)
     rng = np.random.default_rng([settings.seed, 4])
     stages = (*settings.stages, *(settings.stages[-1:] * settings.again))
     draws, weights, khat, evidence = np.empty((0, around[0].at.size)), np.empty(0), float("inf"), float("-inf")
     for stage, n in enumerate(stages, start=1):
         draws, log_proposal, belongs = _proposed(around, settings.freedom, n, rng)
-        weights, khat, evidence = smoothed_mean(target.log_density(draws) - log_proposal)
+        weights, khat, evidence = smoothed_mean(sampled.log_density(draws) - log_proposal)
         if stage == len(stages) or (stage >= len(settings.stages) and khat <= KHAT):
             break
         around = _moved(draws, belongs * weights, around)
+    draws = bent(draws, sampled.at)
     mean = weights @ draws
     off = draws - mean
     return Update(
         target.names, mean, (weights[:, None] * off).T @ off, draws, weights, khat,
         float(1.0 / np.sum(weights**2)), agreement(target, draws, weights, rng), _nearer(target, mean), provenance or {},
-        evidence,
+        evidence + volume(sampled.at),
     )  # fmt: skip
 
 
-def modes(target: Target, settings: Settings = Settings()) -> tuple[Around, ...]:  # noqa: B008
-    """The mode, and where the density peaks with each of `SHALLOW` held at the population's centre, each with its Laplace.
+def modes(target: Straight, settings: Settings = Settings()) -> tuple[Around, ...]:  # noqa: B008
+    """The mode, and where the density peaks with the split of a ridge held at the population's, each with its Laplace.
 
     All in the metric of the prior; curvature by central differences of the adjoint's gradients.
     """
-    centre, prior = target.prior
-    root, sd = np.linalg.cholesky(prior), np.sqrt(np.diagonal(prior))
-    points = centre + _normal(settings.starts, centre.size, np.random.default_rng([settings.seed, 3])) @ root.T
-    points = np.vstack([centre, points])
+    points = target.draws_of_prior(settings.starts, settings.seed)
+    centre, d = points[0], points.shape[1]
+    cov = np.cov(points[1:].T)
+    root, sd = np.linalg.cholesky(cov), np.sqrt(np.diagonal(cov))
     best = points[int(np.argmax(target.log_density(points)))]
-    found = [_laplace(target, _peak(target, best, sd, np.ones(centre.size, dtype=bool)), root)]
-    for name in SHALLOW:
-        if name in target.population.names:
-            k = target.population.names.index(name)
-            free, begun = np.arange(centre.size) != k, found[0].at.copy()
-            begun[k] = centre[k]
-            found.append(_laplace(target, _peak(target, begun, sd, free), root))
+    found = [_laplace(target, _peak(target, best, sd, np.ones(d, dtype=bool)), root)]
+    for k in () if target.at is None else target.at.limit:
+        free, begun = np.arange(d) != k, found[0].at.copy()
+        begun[k] = centre[k]
+        found.append(_laplace(target, _peak(target, begun, sd, free), root))
     return tuple(found)
 
 
-def _peak(target: Target, begun: np.ndarray, sd: np.ndarray, free: np.ndarray) -> np.ndarray:
+def _peak(target: Straight, begun: np.ndarray, sd: np.ndarray, free: np.ndarray) -> np.ndarray:
     """Where the density peaks over the `free` coordinates, the others held."""
 
     def at(v: np.ndarray) -> np.ndarray:
@@ -184,7 +206,7 @@ def _peak(target: Target, begun: np.ndarray, sd: np.ndarray, free: np.ndarray) -
     return at(minimize(descend, np.zeros(int(free.sum())), jac=True, method="L-BFGS-B", options=options).x)
 
 
-def _laplace(target: Target, at: np.ndarray, root: np.ndarray) -> Around:
+def _laplace(target: Straight, at: np.ndarray, root: np.ndarray) -> Around:
     """Inverse curvature at a point, nowhere wider than twice the prior."""
     step, d = 1e-3, at.size
     moved = np.vstack([step * np.eye(d), -step * np.eye(d)])
