@@ -37,6 +37,27 @@ def test_the_table_says_where_the_twin_stands(small: Path, capsys: pytest.Captur
     assert "beats persistence" in told and "does not beat the mean of the other groups" in told
 
 
+def test_pooling_is_compared_on_request(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small.write_text(
+        small.read_text(encoding="utf-8").replace("B,B,2,viable_density,0.9720", "B,B,2,viable_density,1.2")
+    )
+    assert run(["backtest", str(small), "--pooling", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [(row["channel"], row["other"]) for row in answer["pooling"]] == [
+        ("viable_density", "complete"),
+        ("viable_density", "none"),
+    ]
+    for row in answer["pooling"]:
+        assert row["difference"] == pytest.approx(row["partial"] - row["alternative"])
+        assert row["groups"] == 3 and row["readings"] == 9 and row["se"] > 0
+        assert row["interval95"][0] < row["difference"] < row["interval95"][1]
+    assert run(["backtest", str(small), "--pooling"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "With 3 groups a difference has to exceed 4.3 standard errors" in told and "once in 8 times" in told
+    assert run(["backtest", str(small), "--pooling", "--prior", "car_nk"]) == 2
+    assert "--prior learns nothing" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line_and_exit_2(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small.write_text(small.read_text(encoding="utf-8").replace("1e6 cells/mL", "mM", 1), encoding="utf-8")
     assert run(["backtest", str(small)]) == 2

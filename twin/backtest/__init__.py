@@ -7,6 +7,16 @@ Rule 3: the baselines are scored on the same steps, and intervals include the no
 
 from __future__ import annotations
 
+from twin.backtest.pooling import ALTERNATIVES, Difference, differences
 from twin.backtest.run import Backtest, BacktestError, ChannelScore, HorizonScore, backtest
 
-__all__ = ["Backtest", "BacktestError", "ChannelScore", "HorizonScore", "backtest"]
+__all__ = [
+    "ALTERNATIVES",
+    "Backtest",
+    "BacktestError",
+    "ChannelScore",
+    "Difference",
+    "HorizonScore",
+    "backtest",
+    "differences",
+]

@@ -7,18 +7,18 @@ The parameters are static coordinates of the filter, so its final belief about t
 population mean and covariance then follow by expectation-maximisation (Dempster 1977) with a conjugate pull towards the
 preset. Sensor noise is matched to the innovations (covariance matching, Mehra 1972) and the process noise of the cell
 density is chosen by innovation likelihood. What the training batches share beyond the balances enters as a discrepancy by
-day: `twin.backtest.calendar`.
+day and level: `twin.backtest.discrepancy`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from twin.backtest.calendar import Calendar, Calendars, corrected, fitted
+from twin.backtest.discrepancy import SIZES, Discrepancies, Discrepancy, corrected, fitted
 from twin.batch import Batch, apply, assimilate, start
 from twin.bioreactor import Kinetics
 from twin.donors.prior import DonorPrior, preset_prior
@@ -27,6 +27,7 @@ from twin.estimation.screen import Innovation
 from twin.evidence import Measurement
 from twin.process import Process
 from twin.records import RecordedBatch
+from twin.sensors import CHANNELS
 
 GROWTH = ("mu_max", "tau_lag", "k_d0", "k_dP", "k_lys", "PD_max")
 """Learnt from any record with counts: growth, lag, death, growth stop."""
@@ -37,12 +38,15 @@ LARGEST_SD = 0.6  # of ln: wider priors break the unscented transform
 OVERSTEP = 1.5  # over-relaxed mean update; EM alone creeps
 COUNTING = ((0.10, 0.0), (0.06, 0.06), (0.04, 0.12))  # candidates for the noise of a count: see `Counting`
 NOISE_LEVELS = (0.06, 0.10, 0.15, 0.22, 0.30)  # candidates for the process noise of ln viable density [1/sqrt(d)]
-ITERATIONS = 7  # the calendar is fitted after every one but the first
+ITERATIONS = 7  # the discrepancy is fitted after every one but the first
 FEED_NOISE = 0.2  # process noise of ln glucose, lactate, glutamine [1/sqrt(d)]: nobody recorded what the feeds held
 COUNTED = frozenset({"viable_density", "total_density"})  # noise known from replicates and Poisson counts: not matched
 CLIP_NIS = 36.0  # one wild reading does not decide a likelihood
 
 NEGLIGIBLE, HUGE = 1e-9, 1e6
+
+Pooling = Literal["partial", "complete", "none"]
+"""How much the training groups have in common with a new one: a population, one set of kinetics, nothing."""
 
 
 class Counting(NamedTuple):
@@ -73,7 +77,7 @@ class Learnt:
     prior: DonorPrior
     counting: Counting
     log_likelihood: float  # of the training innovations, at the last iteration
-    calendar: Calendars = field(default_factory=dict[str, Calendar])  # what the training groups share by day
+    discrepancy: Discrepancies = field(default_factory=dict[str, Discrepancy])  # what they share beyond the balances
 
 
 def effective(process: Process, channels: Iterable[str]) -> tuple[Process, tuple[str, ...]]:
@@ -103,7 +107,7 @@ def effective(process: Process, channels: Iterable[str]) -> tuple[Process, tuple
 def begun(learnt: Learnt, record: RecordedBatch, filter_name: str = "ukf") -> Batch:
     """The twin's batch before its first reading: what was learnt, and what the record says the pumps did."""
     batch = start(record.id, learnt.process, learnt.prior, filter_name)
-    batch = replace(batch, filter=corrected(batch.filter, learnt.calendar))
+    batch = replace(batch, filter=corrected(batch.filter, learnt.discrepancy))
     for action in record.actions:
         batch = apply(batch, action)
     return batch
@@ -119,36 +123,46 @@ def run(learnt: Learnt, record: RecordedBatch, filter_name: str = "ukf") -> Batc
 
 def first_visits(process: Process, training: Sequence[RecordedBatch]) -> Process:
     """Initial state and its spread from the first reading of every channel in the training batches."""
+    groups = sorted({b.group for b in training})
 
-    def readings(channel: str) -> np.ndarray:
-        firsts = [next((m.value for m in b.final if m.channel == channel), None) for b in training]
-        return np.array([v for v in firsts if v is not None], dtype=float)
+    def readings(channel: str) -> list[np.ndarray]:
+        """By group, where it has any."""
+        firsts = [(b.group, next((m.value for m in b.final if m.channel == channel), None)) for b in training]
+        found = [np.array([v for g, v in firsts if g == group and v is not None], dtype=float) for group in groups]
+        return [values for values in found if values.size]
 
-    def spread(values: np.ndarray, channel: str, least: float) -> float:
+    def centre(values: list[np.ndarray]) -> float:
+        return float(np.mean([v.mean() for v in values]))
+
+    def spread(values: list[np.ndarray], channel: str, least: float) -> float:
+        """Of ln, for a batch of a group not seen: replicates are not groups, and few groups know their mean poorly."""
+        if len(values) < 2:
+            return least
         noise = process.sensors[channel].sd if channel in process.sensors else 0.0
-        return max(
-            float(np.sqrt(max(np.var(np.log(values), ddof=1) - noise**2, 0.0))) if values.size > 1 else 0.0, least
-        )
+        batches = sum(v.size for v in values)
+        within = sum(float(np.sum(np.square(v - v.mean()))) for v in values) / max(batches - len(values), 1)
+        between = float(np.var([v.mean() for v in values], ddof=1))
+        total = between * (1 + 1 / len(values)) + within * (1 - len(values) / batches)
+        return max(float(np.sqrt(max(total - noise**2, 0.0))), least)
 
     state, sd = process.initial, process.initial_sd
-    density, viability = readings("viable_density"), np.clip(readings("viability"), 0.5, 0.995)
-    if density.size:
-        x = float(np.exp(np.log(density).mean()))
-        scale = x / (state.car_positive + state.car_negative)
+    density = [np.log(np.maximum(v, CHANNELS["viable_density"].limit)) for v in readings("viable_density")]
+    if density:
+        scale = float(np.exp(centre(density))) / (state.car_positive + state.car_negative)
         state = state._replace(
             car_positive=state.car_positive * scale, car_negative=state.car_negative * scale, dead=state.dead * scale
         )
         sd = sd._replace(viable=spread(density, "viable_density", 0.08))
-    if viability.size:
-        state = state._replace(
-            dead=(state.car_positive + state.car_negative) * float(np.exp(np.mean(np.log(1 / viability - 1))))
-        )
+    odds = [np.log(1 / np.clip(v, 0.5, 0.995) - 1) for v in readings("viability")]
+    if odds:
+        state = state._replace(dead=(state.car_positive + state.car_negative) * float(np.exp(centre(odds))))
         sd = sd._replace(dead=0.5)
     for channel in ("glucose", "lactate", "glutamine"):
         values = readings(channel)
-        if values.size and (values > 0).all():
-            state = state._replace(**{channel: float(np.exp(np.log(values).mean()))})
-            sd = sd._replace(**{channel: spread(values, channel, 0.05)})
+        if values and all((v > 0).all() for v in values):
+            logs = [np.log(v) for v in values]
+            state = state._replace(**{channel: float(np.exp(centre(logs)))})
+            sd = sd._replace(**{channel: spread(logs, channel, 0.05)})
     return replace(process, initial=state, initial_sd=sd)
 
 
@@ -180,19 +194,31 @@ def learn(
     names: tuple[str, ...],
     tick: Callable[[], None] = lambda: None,
     filter_name: str = "ukf",
+    pooling: Pooling = "partial",
 ) -> Learnt:
-    """Prior, initial state and noise from `training`. `tick` is called after every pass over the batches."""
-    default = process
+    """Prior, initial state, noise and discrepancy from `training`. `tick` is called after every pass over the batches.
+
+    Pooled completely, all batches have one set of kinetics: what is believed of it passes from batch to batch, a new batch
+    starts from what the last one leaves, and no group drifts by itself. Not pooled, nothing is learnt: the preset as it is.
+    """
+    default, centre = process, preset_prior(process, names)
+    if pooling == "none":
+        return Learnt(process, centre, Counting(process.sensors["viable_density"].sd, 0.0), float("nan"))
     process = first_visits(process, training)
-    centre = preset_prior(process, names)
     mean, cov, likelihood = centre.mean.copy(), centre.cov.copy(), -np.inf
     where = slice(N_STATE, N_STATE + len(names))
-    calendar: Calendars = {}
+    discrepancy: Discrepancies = {}
     groups = [r.group for r in training]
 
     def passed(trial: Process, noise: Counting) -> tuple[list[Batch], list[Innovation]]:
-        now = Learnt(trial, DonorPrior(names, mean, cov), noise, likelihood, calendar)
-        batches = [run(now, record, filter_name) for record in training]
+        prior, batches = DonorPrior(names, mean, cov), list[Batch]()
+        if pooling == "complete":
+            prior = centre
+        for record in training:
+            batches.append(run(Learnt(trial, prior, noise, likelihood, discrepancy), record, filter_name))
+            if pooling == "complete":
+                belief = batches[-1].belief
+                prior = replace(prior, mean=belief.mean[where], cov=belief.cov[where, where])
         tick()
         return batches, [i for b in batches for i in b.innovations]
 
@@ -206,23 +232,33 @@ def learn(
         likelihood = log_likelihood(innovations)
         process = matched(process, default, innovations)
         if iteration:
-            calendar = fitted(batches, groups, calendar)
+            discrepancy = fitted(batches, groups, discrepancy, (0.0,) if pooling == "complete" else SIZES)
+        if pooling == "complete":
+            mean, cov = batches[-1].belief.mean[where], limited(batches[-1].belief.cov[where, where])
+            continue
         means = np.array([b.belief.mean[where] for b in batches])
         within = np.sum([b.belief.cov[where, where] for b in batches], axis=0)
         centred = (PRESET_WEIGHT * centre.mean + means.sum(axis=0)) / (PRESET_WEIGHT + len(means))
         between = (means - centred).T @ (means - centred)
-        cov = (SPREAD_WEIGHT * centre.cov + within + between) / (SPREAD_WEIGHT + len(means))
-        shrink = np.minimum(1.0, LARGEST_SD / np.sqrt(np.diag(cov)))
-        cov = cov * np.outer(shrink, shrink)
+        cov = limited((SPREAD_WEIGHT * centre.cov + within + between) / (SPREAD_WEIGHT + len(means)))
         mean = mean + OVERSTEP * (centred - mean)
+    if pooling == "partial":  # the population's mean is not known either
+        cov = limited(cov * (1 + 1 / (PRESET_WEIGHT + len(set(groups)))))
     provenance: Mapping[str, str] = {
-        "basis": f"empirical Bayes over {len(training)} batches: {', '.join(b.id for b in training)}"
+        "basis": f"empirical Bayes over {len(training)} batches: {', '.join(b.id for b in training)}",
+        "pooling": pooling,
     }
-    return Learnt(process, DonorPrior(names, mean, cov, provenance), counting, likelihood, calendar)
+    return Learnt(process, DonorPrior(names, mean, cov, provenance), counting, likelihood, discrepancy)
+
+
+def limited(cov: np.ndarray) -> np.ndarray:
+    """The covariance with no standard deviation above `LARGEST_SD`; correlations stay."""
+    shrink = np.minimum(1.0, LARGEST_SD / np.sqrt(np.diag(cov)))
+    return cov * np.outer(shrink, shrink)
 
 
 def choosing() -> frozenset[int]:
-    """Iterations at which the noise is chosen: half-way, and again when prior and calendar have settled."""
+    """Iterations at which the noise is chosen: half-way, and again when prior and discrepancy have settled."""
     return frozenset({ITERATIONS // 2, max(ITERATIONS - 2, 0)})
 
 

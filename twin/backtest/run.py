@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
-from twin.backtest.learn import Counting, Learnt, begun, effective, learn, passes
+from twin.backtest.learn import Counting, Learnt, Pooling, begun, effective, learn, passes
 from twin.backtest.steps import Step, expected_increment, mean_increments, on_scale, rmse, scored_channels, steps
 from twin.batch import Batch, assimilate, believe_at
 from twin.donors.prior import DonorPrior
 from twin.estimation.belief import Z90, Belief
 from twin.process import Process
 from twin.records import RecordedBatch
+from twin.scores import crps_normal
 from twin.sensors import CHANNELS
 
 HORIZON_DAYS = (3.0, 6.0, 9.0)
@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
     persistence: float  # what the baselines predicted
     group_mean: float
     since: float  # newest evidence it rests on [d]
-    balances: float = float("nan")  # what the twin would have predicted without its calendar
+    balances: float = float("nan")  # what the twin would have predicted without its discrepancy
 
     @property
     def error(self) -> float:
@@ -49,10 +49,14 @@ class Prediction(NamedTuple):
         return abs(self.error) <= Z90 * self.sd
 
     @property
+    def log_density(self) -> float:
+        """Of the reading under the Gaussian prediction, natural units."""
+        return float(-0.5 * (np.log(2 * np.pi * self.sd**2) + (self.error / self.sd) ** 2))
+
+    @property
     def crps(self) -> float:
         """Continuous ranked probability score of the Gaussian prediction (Gneiting 2005)."""
-        z = self.error / self.sd
-        return float(self.sd * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi)))
+        return crps_normal(self.mean, self.sd, self.step.after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class ChannelScore:
     persistence: float
     group_mean: float
     crps: float
-    balances: float  # RMSE of the twin without its calendar: what the balances alone predict
+    balances: float  # RMSE of the twin without its discrepancy: what the balances alone predict
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +106,11 @@ def backtest(
     prior: DonorPrior | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
     filter_name: str = "ukf",
+    pooling: Pooling = "partial",
 ) -> Backtest:
-    """Leave one group out, for every group. `tick` is told how much of the work is done.
+    """Leave one group out, for every group. `tick` is told how much of the work is done; `pooling`: see `learn`.
 
-    With `prior` nothing is learnt: `process` and the prior are used as they are, without a calendar, and only the
+    With `prior` nothing is learnt: `process` and the prior are used as they are, without a discrepancy, and only the
     baselines come from the other groups.
     Raises BacktestError for fewer than two groups or for no channel with two visits.
     """
@@ -116,7 +121,7 @@ def backtest(
     if "viable_density" not in channels:
         raise BacktestError("no batch has two visits with viable_density, or the process has no sensor for it")
     prepared, names = effective(process, channels)
-    done, total = 0, len(groups) * (1 if prior else passes() + 1)
+    done, total = 0, len(groups) * (1 if prior or pooling == "none" else passes() + 1)
     predictions: list[Prediction] = []
     ahead: list[Prediction] = []
     priors: dict[str, DonorPrior] = {}
@@ -129,7 +134,7 @@ def backtest(
     for group in groups:
         training = [r for r in records if r.group != group]
         learnt = (
-            learn(prepared, training, names, progress, filter_name)
+            learn(prepared, training, names, progress, filter_name, pooling)
             if prior is None
             else Learnt(process, prior, Counting(process.sensors["viable_density"].sd, 0.0), float("nan"))
         )
@@ -137,7 +142,7 @@ def backtest(
         means = {c: mean_increments(s for r in training for s in steps(r, c)) for c in channels}
         for record in (r for r in records if r.group == group):
             one, far = _walk(record, learnt, means, filter_name)
-            plain, _ = _walk(record, replace(learnt, calendar={}), means, filter_name)
+            plain, _ = _walk(record, replace(learnt, discrepancy={}), means, filter_name)
             predictions += [p._replace(balances=q.mean) for p, q in zip(one, plain, strict=True)]
             ahead += far
         progress()
