@@ -1,8 +1,10 @@
 """Ensembles of futures from a belief: bands, P(pass) for every CQA, expected harvest.
 
-Each future is one joint draw of state, donor parameters and sensor errors, carried forward by the model with the
-filter's own process noise. The controls may depend on each future's own state (a recipe that answers to density).
-The same seed gives the same draws, so that two schedules can be compared future by future.
+Each future is one joint draw of state, donor parameters and sensor errors (`twin.estimation.draw`), and of the kinetics
+that show late and that nobody learns; the model carries it forward under the noise of biology. The controls may depend on
+what an operator would see of each future (a recipe that answers to density): counts and lactate as the laboratory reads
+them, with its noise, its rhythm and its delay, and the harvest falls due on counted cells, as at the edge. The same seed
+gives the same draws, so that two schedules can be compared future by future.
 """
 
 from __future__ import annotations
@@ -15,21 +17,36 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from twin.batch import Batch, believe_at, medium_at
-from twin.bioreactor import Control, Coordinates, State, from_coordinates, to_coordinates
-from twin.estimation.belief import N_STATE, draws
+from twin.bioreactor import Control, Coordinates, Kinetics, State, from_coordinates, to_coordinates
+from twin.estimation.belief import N_STATE
+from twin.estimation.draw import informed_draws
 from twin.estimation.model import BioreactorModel
+from twin.evidence import Measurement
 from twin.integrate import FLOOR
-from twin.process import Target
+from twin.process import DEFAULT_NOISE, Target
 from twin.transition import advance_many
 
 Schedule = Callable[[float, State], Control]
-"""What the pumps will do at `t` [d] in state `x`: fields are arrays, one value a future."""
+"""What the pumps will do at `t` [d] when an operator sees `x`: fields are arrays, one value a future. Viable density and
+lactate are those last read (0 before the first), where the process has a sensor for them; the rest is as it is."""
 
 HORIZON = 28.0
 """Longest forecast [d]: a recipe that never harvests (`none`) is forecast this far."""
 
 FUTURE_STEP = 1.0 / 48.0
 """Integration step of futures [d]; agrees with the filter's 15 min within 1e-4 (tests)."""
+
+ROUTINE = (1.0, 2.5 / 24.0)
+"""Time from sample to sample and until its result is known [d], where the batch has not shown it: SCIENCE section 3."""
+
+ROUND = 1e-3
+"""Instants closer than this are one [d]."""
+
+LATE = ("delta", "k_E", "e_L", "k_dS", "k_dC", "k_dL", "k_dA")
+"""Kinetics of phenotype and of death by want or poison: a donor's own show late in a batch. Where they are not learnt, every
+future draws them from the preset's spread over donors. What else is not learnt shows at once, in kinetics that are."""
+
+COUNTS, LACTATE, VOLUME = "viable_density", State._fields.index("lactate"), State._fields.index("volume")
 
 QUANTITIES: Mapping[str, Callable[[State], np.ndarray]] = {
     "viable_density": lambda x: x.viable,
@@ -93,33 +110,115 @@ def run_futures(
 ) -> Ensemble:
     """`n` futures from `now` [d] to the recipe's latest harvest day, controls renewed every `step` days.
 
-    A future is harvested when its viable cells reach the recipe's dose, at the latest on the recipe's last day; or, with
-    `harvest_at`, on that day. None is carried further than `HORIZON`.
+    A future is harvested when the recipe's dose of viable cells is counted, at the latest on the recipe's last day; or, with
+    `harvest_at`, on that day. None is carried further than `HORIZON`. Counts come in the rhythm and with the delay that the
+    batch has shown; their instants are edges of the ensemble's time beside the steps.
     """
-    rng = np.random.default_rng([seed, 20])
-    process, layout = batch.process, batch.layout
-    points = draws(believe_at(batch, now), n, rng)
-    theta = BioreactorModel(process, layout).theta_columns(points, medium_at(batch, now))
-    noise = np.array(process.noise)[:, None]
+    rng, looks = (np.random.default_rng([seed, stream]) for stream in (20, 21))
+    process, layout, medium = batch.process, batch.layout, medium_at(batch, now)
+    points = informed_draws(believe_at(batch, now), batch.prior, layout, process.theta, n, rng)
+    theta = BioreactorModel(process, layout).theta_columns(points, medium)
+    for name in (k for k in LATE if k not in layout.parameters):
+        theta[Kinetics._fields.index(name)] *= np.exp(process.donor_sd.get(name, 0.0) * rng.standard_normal(n))
+    noise = np.minimum(process.noise, DEFAULT_NOISE)[:, None]
     advance, floor = advance_many(FUTURE_STEP), np.array(FLOOR)[:, None]
     x = np.maximum(np.array(from_coordinates(Coordinates(*np.exp(points[:N_STATE])))), floor)
     end = min(harvest_at if harvest_at is not None else process.recipe.harvest_latest, now + HORIZON)
-    edges = np.append(np.arange(now, max(end, now) - 1e-9, step), max(end, now))
-    states, used = [x], [np.zeros(n)]
+    counts, lactate = (Rounds.of(batch, now, channel, points, looks) for channel in (COUNTS, "lactate"))
+    edges = counts.edges(np.append(np.arange(now, max(end, now) - 1e-9, step), max(end, now)))
+    states, used, counted = [x], [np.zeros(n)], [counts.look(now, State(*x).viable) * x[VOLUME]]
     for t, until in pairwise(edges):
-        control = np.array([np.broadcast_to(np.asarray(u, dtype=float), (n,)) for u in schedule(float(t), State(*x))])
+        seen = _seen(State(*x), counts.value, lactate.look(float(t), x[LACTATE]))
+        control = np.array([np.broadcast_to(np.asarray(u, dtype=float), (n,)) for u in schedule(float(t), seen)])
         x = advance(x, control, theta, until - t)
         shock = noise * np.sqrt(until - t) * rng.standard_normal((N_STATE, n))
         moved = np.array(to_coordinates(State(*x))) * np.exp(shock)
         x = np.maximum(np.array(from_coordinates(Coordinates(*moved))), floor)
         states.append(x)
         used.append(used[-1] + control[0] * (until - t))
+        counted.append(counts.look(float(until), State(*x).viable) * x[VOLUME])
     history, volumes = np.array(states), np.array(used)
-    reached = State(*np.moveaxis(history, 1, 0)).viable_cells >= process.recipe.harvest_cells
+    reached = np.array(counted) >= process.recipe.harvest_cells
     last = len(edges) - 1
     harvest = np.where(reached.any(axis=0), reached.argmax(axis=0), last) if harvest_at is None else np.full(n, last)
     column = np.arange(n)
     return Ensemble(edges, history, harvest, State(*history[harvest, :, column].T), volumes[harvest, column])
+
+
+@dataclass(slots=True)
+class Rounds:
+    """How the laboratory reads one channel of every future: now and then, with noise, known some hours later."""
+
+    value: np.ndarray  # newest known reading of every future [m]; NaN before the first
+    due: float  # when the next sample is drawn [d]
+    every: float  # from sample to sample [d]
+    delays: np.ndarray  # from sample to result, as seen so far [d]
+    gain: np.ndarray | None  # ln of reading over truth, noise apart [m]; None: no sensor, the truth is seen at once
+    sd: float  # of ln
+    rng: np.random.Generator
+    waiting: list[tuple[np.ndarray, np.ndarray]]  # results to come: when each is known [d], and what it says
+
+    @classmethod
+    def of(cls, batch: Batch, now: float, channel: str, points: np.ndarray, rng: np.random.Generator) -> Rounds:
+        """The rounds that the results of `channel` known by `now` [d] have shown, else those of `ROUTINE`."""
+        n, sensor, told = points.shape[1], batch.process.sensors.get(channel), _results(batch, now, channel)
+        times = [sampled for sampled, _, _ in told]
+        every = float(np.clip(np.median(np.diff(times)), FUTURE_STEP, 7.0)) if len(times) > 1 else ROUTINE[0]
+        due = times[-1] + every if times else now
+        due += every * max(0.0, np.ceil((now - due) / every - 1.0))  # rounds that were missed
+        gain = None
+        if sensor is not None:
+            gain = points[batch.layout.index(sensor.error.name)] if sensor.error is not None else np.zeros(n)
+        delays = np.array([known - sampled for sampled, known, _ in told] or [ROUTINE[1]])
+        last = np.full(n, told[-1][2] if told else np.nan)
+        return cls(last, due, every, delays, gain, sensor.sd if sensor else 0.0, rng, [])
+
+    def edges(self, edges: np.ndarray) -> np.ndarray:
+        """`edges` [d] and between them the instants at which samples are drawn and, as a rule, known."""
+        if self.gain is None:
+            return edges
+        drawn = np.arange(self.due, edges[-1], self.every)
+        more = np.concatenate([drawn, drawn + np.median(self.delays)])
+        more = more[(more > edges[0]) & (more < edges[-1])]
+        near = np.abs(more[:, None] - edges).min(axis=1, initial=np.inf) < ROUND
+        return np.unique(np.concatenate([edges, more[~near]]))
+
+    def look(self, t: float, truth: np.ndarray) -> np.ndarray:
+        """Newest reading known at `t` [d] of every future, where it is `truth` [m]."""
+        if self.gain is None:
+            self.value = truth
+            return truth
+        while self.due <= t + ROUND:
+            read = truth * np.exp(self.gain + self.sd * self.rng.standard_normal(truth.size))
+            self.waiting.append((self.due + self.rng.choice(self.delays, truth.size), read))
+            self.due += self.every
+        for known, read in self.waiting:
+            self.value = np.where(known <= t + ROUND, read, self.value)
+        while self.waiting and (self.waiting[0][0] <= t + ROUND).all():
+            self.waiting.pop(0)
+        return self.value
+
+
+def _results(batch: Batch, now: float, channel: str) -> list[tuple[float, float, float]]:
+    """Results of `channel` known by `now`: sampled at [d], known at [d], value; total count times viability is a count."""
+
+    def of(name: str) -> list[Measurement]:
+        return [m for m in batch.evidence if m.channel == name and m.received_at <= now]
+
+    told = [(m.sampled_at, m.received_at, m.value) for m in of(channel)]
+    if told or channel != COUNTS:
+        return told
+    alive = {m.sampled_at: m for m in of("viability")}
+    pairs = [(m, alive[m.sampled_at]) for m in of("total_density") if m.sampled_at in alive]
+    return [(m.sampled_at, max(m.received_at, v.received_at), m.value * v.value) for m, v in pairs]
+
+
+def _seen(x: State, counted: np.ndarray, lactate: np.ndarray) -> State:
+    """What an operator sees: viable density and lactate as last read."""
+    share = np.nan_to_num(counted) / x.viable
+    return x._replace(
+        car_positive=x.car_positive * share, car_negative=x.car_negative * share, lactate=np.nan_to_num(lactate)
+    )
 
 
 def passes(target: Target, harvested: State) -> np.ndarray:

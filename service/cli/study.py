@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from service.cli.console import console, emit_json, fail, progress, speak_json
@@ -21,7 +22,12 @@ from twin.config import configs_dir, load_config
 def study(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STUDIES)}.")],
     batches: Annotated[int | None, typer.Option(help="Virtual batches. Default: the study's own number.")] = None,
-    first: Annotated[int, typer.Option(help="Seed of the first batch: other donors, other rigs.")] = 0,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of the first batch: other donors, other rigs. Default: the study's own, 0 unless told."
+        ),
+    ] = None,
     config: Annotated[
         str, typer.Option("-c", "--config", help="Process: an entry of configs/processes or a file.")
     ] = "car_nk",
@@ -30,6 +36,7 @@ def study(
         typer.Option(help="Donor-prior artefact. Default: the one shipped for the process, else its preset."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes to run on.")] = 2,
+    plots: Annotated[Path | None, typer.Option(help="Folder for the study's pictures, where it has any.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Run a study of the estimator: figures beside what is owed; exit 1 where a target is missed."""
@@ -37,10 +44,16 @@ def study(
     if name not in STUDIES:
         fail(f"study {name!r}: unknown; known: {', '.join(STUDIES)}")
     chosen = STUDIES[name]
-    number = chosen.batches if batches is None else batches
-    if number < 1 or first < 0 or workers < 1:
-        fail("--batches and --workers need at least 1, --first at least 0")
+    number, first = chosen.batches if batches is None else batches, chosen.first if first is None else first
+    if number < chosen.least:
+        fail(f"--batches {number}: study {name!r} needs at least {chosen.least}")
+    if first < 0 or workers < 1:
+        fail("--workers needs at least 1, --first at least 0")
     load_config(config)  # an unusable process is told before anything runs
+    if plots is not None:
+        from service.cli._study_pictures import writable
+
+        writable(name, plots)
     jobs = chosen.jobs(number, first, config, _prior(prior, config))
     began = time.perf_counter()
     rows: list[Any] = [None] * len(jobs)
@@ -49,6 +62,11 @@ def study(
             rows[place] = row
             advance(1)
     wall = time.perf_counter() - began
+    if plots is not None:
+        from service.cli._study_pictures import draw
+
+        drawn = draw(name, rows, plots)
+        console.print(f"wrote {', '.join(p.name for p in drawn)} (and .svg) to {plots}", soft_wrap=True)
     figures = chosen.figures(rows)
     good = all(f.holds is not False for f in figures)
     if as_json:
@@ -72,7 +90,9 @@ def study(
             table.add_column(column, justify=side)  # pyright: ignore[reportArgumentType]
         for f in figures:
             verdict = "" if f.holds is None else "ok" if f.holds else "[red]missed[/red]"
-            table.add_row(f.name, f"{f.value:.3g}", _owed(f.low, f.high), verdict, str(f.n or ""), f.note)
+            table.add_row(
+                escape(f.name), f"{f.value:.3g}", _owed(f.low, f.high), verdict, str(f.n or ""), escape(f.note)
+            )
         console.print(table)
         for beside in chosen.tables(rows):
             console.print(_rich(beside))

@@ -66,3 +66,5 @@ class Study(NamedTuple):
     run: Callable[[Any], Row]  # in any process
     figures: Callable[[Sequence[Row]], tuple[Figure, ...]]
     tables: Callable[[Sequence[Row]], tuple[Table, ...]] = lambda rows: ()
+    first: int = 0  # default seed
+    least: int = 1  # batches without which there is nothing to study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,53 @@ def test_the_same_seed_gives_the_same_figures_in_one_process_and_in_two(capsys: 
         json.loads(run(capsys, "calibration", "--batches", "2", "--workers", w, "--json")[1]) for w in ("1", "2")
     )
     assert alone["figures"] == pooled["figures"]
+
+
+@pytest.mark.slow
+def test_forecasts_of_release_are_scored_and_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = run(
+        capsys,
+        "release",
+        "--batches",
+        "3",
+        "--first",
+        "40",
+        "--workers",
+        "1",
+        "--json",
+        "--plots",
+        str(tmp_path / "new"),
+    )
+    told = json.loads(out)
+    assert code == (0 if told["ok"] else 1)
+    assert told["figures"]
+    assert all(f["value"] is not None and f["n"] == 3 for f in told["figures"][:8])  # NaN would be null
+    assert all("+/-" in f["note"] for f in told["figures"] if "band" in f["name"] or "Brier" in f["name"])
+    harvest, passed = told["tables"]
+    assert {row[1] for row in harvest["rows"]} >= {0, 3, 6}
+    assert {row[0] for row in passed["rows"]} == {
+        "viable_cells",
+        "viability",
+        "car_fraction",
+        "exhausted_fraction",
+        "release",
+    }
+    drawn = {p.name for p in (tmp_path / "new").iterdir()}
+    assert {"release_reliability.png", "release_pit.svg", "release_p_release.png"} <= drawn
+    assert "release_pit.png" in err
+
+
+def test_pictures_of_a_study_that_has_none_are_refused_before_it_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, err = run(capsys, "fusion", "--plots", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert "has no pictures" in err and "release" in err
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code, out, err = run(capsys, "release", "--plots", str(blocked))
+    assert (code, out) == (2, "")
+    assert str(blocked) in err.replace("\n", "")
 
 
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

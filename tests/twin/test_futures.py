@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from twin.config import load_config
 from twin.donors.prior import preset_prior
 from twin.estimation.belief import draws, logitnormal, lognormal, marginals, split
 from twin.evidence import Measurement
-from twin.futures import FUTURE_STEP, forecast, release, run_futures
+from twin.futures import FUTURE_STEP, LATE, forecast, release, run_futures
+from twin.process import DEFAULT_NOISE, Process
 from twin.transition import advance_many, flat
 from twin.twin import Twin
 
@@ -48,7 +50,9 @@ def test_closed_forms_of_certain_quantities() -> None:
 
 
 def test_futures_have_the_moments_of_the_filter_one_day_ahead() -> None:
-    batch = begun()
+    """Where the filter's noise is biology's and no more."""
+    process = replace(PROCESS, noise=DEFAULT_NOISE)
+    batch = assimilate(start("b", process, preset_prior(process)), Measurement("x", "viable_density", 0.8, 1.0, 1.0))
     ensemble = run_futures(batch, 1.0, lambda t, x: Control(cytokine_dose=0.0), n=4000, seed=1, harvest_at=2.0)
     predicted = believe_at(batch, 2.0)
     logs = np.log(ensemble.harvested.viable)
@@ -121,3 +125,73 @@ def test_the_coarser_step_of_futures_agrees_with_the_filter_s() -> None:
         u = np.array([min(2.0, 0.1 * float(fine[0, 0] + fine[1, 0])), 0.0, 0.0, 300.0])
         coarse, fine = advance_many(FUTURE_STEP)(coarse, u, theta, 0.25), advance_many()(fine, u, theta, 0.25)
     np.testing.assert_allclose(coarse, fine, rtol=1e-4)
+
+
+def daily(days: int, delay: float = 0.1, process: Process = PROCESS) -> Batch:
+    batch = start("b", process, preset_prior(process))
+    for day in range(days + 1):
+        batch = assimilate(batch, Measurement(f"c{day}", "viable_density", 0.6 * 1.5**day, float(day), day + delay))
+    return batch
+
+
+def test_an_operator_sees_counts_once_a_day_and_some_hours_late() -> None:
+    seen: list[tuple[float, np.ndarray]] = []
+
+    def watched(t: float, x: State) -> Control:
+        seen.append((t, x.viable))
+        return cspr(t, x)
+
+    ensemble = run_futures(daily(6), 6.5, watched, n=40, seed=1)
+    changes = [t for (_, a), (t, b) in pairwise(seen) if not np.allclose(a, b, rtol=1e-9)]
+    np.testing.assert_allclose(changes, np.arange(7.0, 14.0) + 0.1)
+    assert seen[0][1] == pytest.approx(0.6 * 1.5**6)  # the last that is known
+    at = int(np.argmin(np.abs(ensemble.t - 7.0)))
+    read = dict(seen)[changes[0]] / State(*ensemble.states[at]).viable
+    assert 0.04 < np.log(read).std() < 0.13  # noise .08, gain .03
+
+
+def test_the_harvest_falls_due_on_counted_cells() -> None:
+    ensemble = run_futures(daily(6), 6.5, cspr, n=100, seed=1)
+    days = ensemble.t[ensemble.harvest]
+    early = days < 13.9
+    assert early.sum() > 20
+    np.testing.assert_allclose(days[early] % 1.0, 0.1, atol=1e-6)
+    dose = ensemble.harvested.viable_cells[early] / PROCESS.recipe.harvest_cells
+    assert dose.min() < 1.0 < np.median(dose)  # a count may flatter, and cells grow until it is known
+
+
+def test_a_total_count_and_its_viability_are_a_count() -> None:
+    batch = start("b", PROCESS, preset_prior(PROCESS))
+    for channel, value in (("total_density", 2.0), ("viability", 0.9)):
+        batch = assimilate(batch, Measurement(channel, channel, value, 3.0, 3.1))
+    seen: list[float] = []
+
+    def watched(t: float, x: State) -> Control:
+        seen.append(float(x.viable[0]))
+        return Control()
+
+    run_futures(batch, 3.2, watched, n=4, harvest_at=3.5)
+    assert seen[0] == pytest.approx(1.8)
+
+
+def test_without_a_sensor_of_counts_the_state_itself_is_seen() -> None:
+    blind = replace(PROCESS, sensors={"capacitance": PROCESS.sensors["capacitance"]})
+    batch = start("b", blind, preset_prior(blind))
+    seen: list[np.ndarray] = []
+
+    def watched(t: float, x: State) -> Control:
+        seen.append(x.viable)
+        return Control()
+
+    ensemble = run_futures(batch, 1.0, watched, n=8, harvest_at=3.0)
+    truth = State(*np.moveaxis(ensemble.states, 1, 0)).viable
+    np.testing.assert_allclose(np.array(seen), truth[:-1], rtol=1e-12)
+
+
+def test_kinetics_that_show_late_differ_between_futures_as_between_donors() -> None:
+    alike = replace(PROCESS, donor_sd={k: v for k, v in PROCESS.donor_sd.items() if k not in LATE})
+    spread = [
+        float(np.std(np.log(run_futures(daily(6, process=p), 6.5, cspr, n=300, harvest_at=14.0).harvested.exhausted)))
+        for p in (PROCESS, alike)
+    ]
+    assert spread[0] > 1.2 * spread[1]
