@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -31,6 +32,9 @@ from twin.bioreactor import Control, State
 from twin.config import ConfigError
 from twin.kinetics import Scalar
 from twin.process import Recipe
+
+if TYPE_CHECKING:
+    from twin.history import Batch
 
 Schedule: TypeAlias = Callable[[float, State], Control]
 """(time [d], State of arrays, one column a future) -> Control of arrays of the same shape."""
@@ -44,6 +48,10 @@ NUMBERS: Mapping[str, tuple[str, ...]] = {
     "none": (),
 }
 """The numbers that each policy needs; all but days, densities and the steps' perfusion are single."""
+
+
+ACTED_ON = ("viable_density", "total_density", "viability", "lactate")
+"""Laboratory channels that some policy goes by."""
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -106,6 +114,14 @@ def recipe_control(recipe: Recipe, now: float, readings: Mapping[str, Reading]) 
     blind = needs.get(recipe.policy, 0.0) is None
     perfusion = 0.0 if blind else float(_perfusion(recipe, now, viable or 0.0, lactate.value if lactate else 0.0))
     return Control(perfusion, recipe.feed, 0.0, recipe.cytokine_dose)
+
+
+def recipe_asked(batch: Batch) -> Callable[[float], Control]:
+    """What the recipe of a batch asked of its pumps at a time [d], by the laboratory readings known then."""
+    from twin.batch import latest  # and with it casadi, which takes a second to import
+
+    laboratory = replace(batch, evidence=tuple(m for m in batch.evidence if m.channel in ACTED_ON))
+    return lambda t: recipe_control(batch.process.recipe, t, latest(laboratory, t))
 
 
 def recipe_schedule(recipe: Recipe) -> Schedule:

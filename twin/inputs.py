@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -78,3 +78,12 @@ def extended(told: Course, fact: ControlApplied | Event) -> Course:
     if told.since and told.since[-1] == fact.at:
         return Course(told.since, (*told.drives[:-1], drive), told.calibrations)
     return Course((*told.since, fact.at), (*told.drives, drive), told.calibrations)
+
+
+def altered(told: Course, since: float, until: float, really: Callable[[Drive], Drive]) -> Course:
+    """The course with `really` of every drive in force over [since, until) [d]; `until` may be infinite."""
+    since = max(since, 0.0)
+    turns = sorted({*told.since, *(t for t in (since, until) if 0.0 < t < float("inf"))})
+    starts = (-1.0, *turns)  # the first drive holds from the beginning
+    drives = tuple(really(told.at(t)) if since <= max(t, 0.0) < until else told.at(t) for t in starts)
+    return Course(tuple(turns), drives, told.calibrations)

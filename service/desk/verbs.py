@@ -223,7 +223,8 @@ def _announce(desk: Desk, running: Running, decision: Decision, *, newest: bool)
     plan = plan_message(decision, batch, start, desk.seq, desk.epoch)
     desk = replace(desk, seq=desk.seq + 1)
     outputs.append(output(plan, "sent"))
-    running = replace(running, diagnosis=_diagnosed(batch, decision.at, running.diagnosis))
+    diagnosis, unjudged = _diagnosed(batch, decision.at, running.diagnosis)
+    running = replace(running, diagnosis=diagnosis)
     ahead = _ahead(desk, running, decision)
     if ahead is not None:
         desk, running = replace(desk, seq=desk.seq + 1), replace(running, forecast=ahead)
@@ -233,6 +234,13 @@ def _announce(desk: Desk, running: Running, decision: Decision, *, newest: bool)
         why = "; ".join(decision.reasons)
         wanted["decision-no_override"] = AlarmText(
             "warning", None, why, "the edge keeps to its recipe; see the reasons"
+        )
+    if unjudged is not None:
+        wanted["decision-no_diagnosis"] = AlarmText(
+            "warning",
+            None,
+            f"pumps, bag and cells were not judged: {unjudged}",
+            "see the estimate; weigh what is delivered",
         )
     if ahead is None:
         why = "no forecast can be made from the belief"
@@ -244,13 +252,19 @@ def _announce(desk: Desk, running: Running, decision: Decision, *, newest: bool)
     return desk, running, [*outputs, *said]
 
 
-def _diagnosed(batch: Batch, at: float, standing: Diagnosis | None) -> Diagnosis | None:
-    """What explains the last days: the pumps, the bag, the cells, or nothing. None from a sick belief."""
+def _diagnosed(batch: Batch, at: float, standing: Diagnosis | None) -> tuple[Diagnosis | None, str | None]:
+    """What explains the last days: the pumps, the bag, the cells, or nothing; or why that cannot be said.
+
+    At inoculation there is nothing to explain yet: neither.
+    """
+    if not at > 0.0:
+        return None, None
     try:
         with np.errstate(all="ignore"):
-            return diagnose(batch, at, standing)
-    except (ArithmeticError, ValueError):  # numpy's LinAlgError is a ValueError
-        return None
+            found = diagnose(batch, at, standing)
+    except (ArithmeticError, ValueError) as error:  # numpy's LinAlgError is a ValueError
+        return None, f"{type(error).__name__}: {error}"
+    return (found, None) if np.isfinite(found.best.posterior) else (None, "the belief is not a number")
 
 
 def _ahead(desk: Desk, running: Running, decision: Decision) -> ForecastMessage | None:

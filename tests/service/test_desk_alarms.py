@@ -88,6 +88,25 @@ def test_a_belief_that_is_not_finite_is_said_and_sends_nothing(played: Driver) -
     assert flagged["state"] == {}
 
 
+def test_a_diagnosis_that_fails_leaves_its_reason_until_one_succeeds(
+    played: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("service.desk.verbs.diagnose", broken)
+        desk, said = tell(played.desk, reading("temperature", 37.0, "degC", 1.26))
+    assert contents(said, "plan")  # a decision was taken all the same
+    (alarm,) = contents(said, "alarm/decision-no_diagnosis")
+    assert alarm["severity"] == "warning"
+    assert alarm["message"] == "pumps, bag and cells were not judged: LinAlgError: SVD did not converge"
+    assert desk.running is not None
+    assert desk.running.diagnosis is None
+    _, said = tell(desk, reading("temperature", 37.0, "degC", 1.51))
+    assert ("alarm/decision-no_diagnosis", b"") in [(o.suffix, o.payload) for o in said]
+
+
 # --- the wall clock --------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ that is far above its half-saturation and is not assayed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -146,6 +146,17 @@ class Diagnosis(NamedTuple):
         return float(sum(e.posterior for e in self.ranked if e.kind in kinds))
 
 
+class Member(NamedTuple):
+    """One hypothesis: a change of one size from one onset on."""
+
+    owner: int  # index into the priors, -1: nothing
+    minor: bool  # within tolerance
+    size: float
+    onset: float  # [d]
+    weight: float  # prior probability, up to a common factor
+    until: float = np.inf  # [d]
+
+
 class Bank(NamedTuple):
     """Hypotheses as columns."""
 
@@ -154,12 +165,23 @@ class Bank(NamedTuple):
     minor: np.ndarray  # [H] within tolerance
     size: np.ndarray  # [H]
     onset: np.ndarray  # [H], [d], ascending; -inf: nothing ever begins
+    until: np.ndarray  # [H], [d]; inf: it lasts. A jump stays.
     weight: np.ndarray  # [H] prior probability
     gains: np.ndarray  # [4, H] of what the read-backs say
     rates: np.ndarray  # [4, H] instead of what they say; NaN: as they say
     medium: np.ndarray  # [7, H] factors on the announced composition
     cell: np.ndarray  # [34, H] factors on kinetics that the filter does not learn
     jump: np.ndarray  # [n, H] of the coordinates at the onset
+
+
+class Weighed(NamedTuple):
+    """What the readings of a window say of every hypothesis."""
+
+    score: Float[np.ndarray, " h"]  # log-likelihood, up to a common constant
+    readings: int  # that were weighed
+    channels: Mapping[str, np.ndarray]  # the score by channel, each [H]
+    means: np.ndarray  # coordinates at the end under every hypothesis [n, H]
+    cov: np.ndarray  # their common covariance [n, n]
 
 
 def diagnose(batch: Batch, now: float, standing: Diagnosis | None = None, window: float = WINDOW) -> Diagnosis:
@@ -179,8 +201,8 @@ def weigh(batch: Batch, now: float, after: float) -> Diagnosis:
     if not after < now:
         raise ValueError(f"the window from day {after!r} to day {now!r} is empty")
     bank = make_bank(batch, after, now)
-    score, n = _likelihoods(batch, bank, after, now)
-    return _ranked(bank, score - score[0], now, after, n)
+    found = likelihoods(batch, bank, after, now, heeded(batch, after, now))
+    return _ranked(bank, found.score - found.score[0], now, after, found.readings)
 
 
 def onsets(after: float, now: float) -> np.ndarray:
@@ -191,14 +213,22 @@ def onsets(after: float, now: float) -> np.ndarray:
 
 def make_bank(batch: Batch, after: float, now: float) -> Bank:
     """All hypotheses for a window; the first column is nothing wrong."""
-    layout, tried = batch.layout, onsets(after, now)
-    priors = catalogue(batch.process)
-    columns: list[tuple[int, bool, float, float, float]] = [(-1, False, 1.0, -np.inf, 1.0)]
+    tried, priors = onsets(after, now), catalogue(batch.process)
+    members: list[Member] = []
     for i, p in enumerate(priors):
         for sizes, hazard, minor in ((p.sizes, p.hazard, False), (p.tolerance, p.wobble, True)):
             total = sum(w for _, w in sizes)
-            columns += [(i, minor, s, float(t), hazard * STEP * w / total) for s, w in sizes for t in tried]
-    columns[1:] = sorted(columns[1:], key=lambda c: c[3])  # those that have begun come first
+            members += [Member(i, minor, s, float(t), hazard * STEP * w / total) for s, w in sizes for t in tried]
+    return bank_of(batch, priors, members)
+
+
+def bank_of(batch: Batch, priors: tuple[Prior, ...], members: Iterable[Member], raw_jumps: bool = False) -> Bank:
+    """Hypotheses as columns, behind one of prior weight 1 under which nothing is wrong. Weights are normalised.
+
+    With `raw_jumps` the size of a sensor's jump is in the unit of its error, not in multiples of its usual one.
+    """
+    layout = batch.layout
+    columns = [Member(-1, False, 1.0, -np.inf, 1.0), *sorted(members, key=lambda m: m.onset)]  # begun ones come first
     table = np.array(columns, dtype=float)
     owner, minor, size = table[:, 0].astype(int), table[:, 1].astype(bool), table[:, 2]
     h = size.size
@@ -221,7 +251,7 @@ def make_bank(batch: Batch, after: float, now: float) -> Bank:
             case "sensor":
                 error = batch.process.sensors[p.target].error
                 if error is not None:
-                    scale = error.sd if CHANNELS[p.target].scale == "linear" else 0.12
+                    scale = 1.0 if raw_jumps else error.sd if CHANNELS[p.target].scale == "linear" else 0.12
                     jump[layout.index(error.name), mine] = size[mine] * scale
             case _:
                 for name in CELLS[p.kind]:
@@ -230,30 +260,31 @@ def make_bank(batch: Batch, after: float, now: float) -> Bank:
                     else:
                         cell[Kinetics._fields.index(name), mine] = size[mine]
     weight = table[:, 4] / table[:, 4].sum()
-    return Bank(priors, owner, minor, size, table[:, 3], weight, gains, rates, medium, cell, jump)
+    return Bank(priors, owner, minor, size, table[:, 3], table[:, 5], weight, gains, rates, medium, cell, jump)
 
 
 # --- the likelihoods ---------------------------------------------------------------------------------------------------
 
 
-def _likelihoods(batch: Batch, bank: Bank, after: float, now: float) -> tuple[Float[np.ndarray, " h"], int]:
-    """Log-likelihood of the window's readings under every hypothesis, and how many there were."""
+def likelihoods(batch: Batch, bank: Bank, after: float, now: float, readings: Sequence[Measurement]) -> Weighed:
+    """What `readings` of the window, in order of sampling, say of every hypothesis of a bank."""
     layout, n = batch.layout, batch.layout.size
     model, quiet = BioreactorModel(batch.process, layout), replace(batch, shadow=None)
     point = Checkpoint(0, believe_at(batch, after))
     means = point.belief.mean[:, None]  # of the hypotheses that have begun; the others are where the first one is
-    score, count, at = np.zeros(1), 0, after
-    for group in _groups(heeded(batch, after, now)):
+    heard = sorted({m.channel for m in readings})
+    scores, at = np.zeros((len(heard), 1)), after
+    for group in _groups(readings):
         when = group[-1].sampled_at
         point = carry(quiet, point, when)
         means, at = _moved(batch, model, bank, means, at, when), when
-        score = np.concatenate([score, np.full(means.shape[1] - score.size, score[0])])
+        scores = _widened(scores, means.shape[1])
         drive = batch.course.at(when)
         data = [datum_of(batch, m) for m in group]
         channels = tuple(dict.fromkeys(d.sensor.channel for d in data))
         mean, cov = batch.filter.look(point.belief, channels, drive)
         expected = model.observe(means, channels, drive)
-        told = np.empty((len(data), score.size))  # clipped innovations over their standard deviations
+        told = np.empty((len(data), means.shape[1]))  # clipped innovations over their standard deviations
         columns = np.empty((n, len(data)))
         for k, d in enumerate(data):
             row = channels.index(d.sensor.channel)
@@ -261,24 +292,33 @@ def _likelihoods(batch: Batch, bank: Bank, after: float, now: float) -> tuple[Fl
             column = cov[:, n + row] / root
             z = (d.y - expected[row]) / root
             told[k], columns[:, k] = np.clip(z, -HUBER, HUBER), column[:n]
-            score -= told[k] * (z - 0.5 * told[k])
+            scores[heard.index(d.sensor.channel)] -= told[k] * (z - 0.5 * told[k])
             expected += column[n:, None] * told[k]
             mean = mean + column * float(np.clip((d.y - mean[n + row]) / root, -HUBER, HUBER))
             cov = cov - np.outer(column, column)
-        means, count = means + columns @ told, count + len(data)
+        means = means + columns @ told
         belief = Belief(when, mean[:n], symmetric(cov[:n, :n]), point.belief.repairs)
         point = replace(point, belief=belief)
-    return np.concatenate([score, np.full(bank.onset.size - score.size, score[0])]), count
+    scores, means = _widened(scores, bank.onset.size), _widened(means, bank.onset.size)
+    by_channel = dict(zip(heard, scores, strict=True))
+    return Weighed(scores.sum(axis=0), len(readings), by_channel, means, point.belief.cov)
 
 
-def heeded(batch: Batch, after: float, now: float) -> tuple[Measurement, ...]:
-    """Readings of a window that may speak: known by now, moved by a mass balance, and not held back by the screen."""
+def _widened(columns: np.ndarray, width: int) -> np.ndarray:
+    """Columns of hypotheses that have not begun are the first one's."""
+    return np.concatenate([columns, np.repeat(columns[:, :1], width - columns.shape[1], axis=1)], axis=1)
+
+
+def heeded(
+    batch: Batch, after: float, now: float, without: Sequence[str] = ("unit_slip", "quarantined")
+) -> tuple[Measurement, ...]:
+    """Readings of a window that may speak: known by now, moved by a mass balance, verdict of the screen not in `without`."""
     sensors, weighed = batch.process.sensors, set[tuple[str, int]]()
     found: list[Measurement] = []
     for m, i in zip((m for m in batch.evidence if m.channel in sensors), batch.innovations, strict=True):
         if not (after < m.sampled_at <= now and m.received_at <= now and m.channel in SPEAKING):
             continue
-        if i.verdict in ("unit_slip", "quarantined"):
+        if i.verdict in without:
             continue
         if sensors[m.channel].kind == "probe":
             place = (m.channel, int((m.sampled_at + 1e-3) / APART))
@@ -307,11 +347,12 @@ def _moved(
         begun = int(np.searchsorted(bank.onset, after + 1e-9))
         new = slice(means.shape[1], begun)
         means = np.concatenate([means, means[:, :1] + bank.jump[:, new]], axis=1)
-        control = np.array(drive.control, dtype=float)[:, None] * bank.gains[:, :begun]
-        control = np.where(np.isfinite(bank.rates[:, :begun]), bank.rates[:, :begun], control)
+        going = bank.until[:begun] > after + 1e-9
+        control = np.array(drive.control, dtype=float)[:, None] * np.where(going, bank.gains[:, :begun], 1.0)
+        control = np.where(going & np.isfinite(bank.rates[:, :begun]), bank.rates[:, :begun], control)
         theta = model.theta_columns(means, drive.medium)
-        theta[-len(Medium._fields) :] *= bank.medium[:, :begun]
-        theta[: len(Kinetics._fields)] *= bank.cell[:, :begun]
+        theta[-len(Medium._fields) :] *= np.where(going, bank.medium[:, :begun], 1.0)
+        theta[: len(Kinetics._fields)] *= np.where(going, bank.cell[:, :begun], 1.0)
         states = np.array(from_coordinates(Coordinates(*np.exp(means[:N_STATE]))))
         carried = advance_many(PACE)(states, control, theta, end - after)
         means = np.concatenate([np.log(np.array(to_coordinates(State(*carried)))), means[N_STATE:]])
@@ -324,9 +365,11 @@ def _moved(
 
 
 def _spans(batch: Batch, bank: Bank, after: float, until: float) -> Iterator[tuple[float, Drive, tuple[str, ...]]]:
-    """Stretches of (after, until] over which neither an input changes nor a hypothesis begins."""
-    begins = np.unique(bank.onset[(bank.onset > after + 1e-9) & (bank.onset < until - 1e-9)])
-    for stop in (*(float(b) for b in begins), until):
+    """Stretches of (after, until] over which no input changes and no hypothesis begins or ends."""
+    turns = [
+        t for ends in (bank.onset, bank.until) for t in np.unique(ends[(ends > after + 1e-9) & (ends < until - 1e-9)])
+    ]
+    for stop in (*(float(t) for t in sorted({*turns})), until):
         yield from batch.course.spans(after, stop)
         after = stop
 

@@ -13,13 +13,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import inf
 
 from twin.bioreactor import Control
 from twin.estimation.diagnosis import BAGGED, Diagnosis, Explanation
 from twin.estimation.health import Alarm, Severity
 from twin.evidence import ACTUATORS, ControlApplied
 from twin.history import Batch, replay
-from twin.inputs import Course, Drive
+from twin.inputs import Drive, altered
 
 SURE = 0.9
 """Posterior from which a change is announced."""
@@ -68,8 +69,8 @@ def _code(e: Explanation) -> str:
     return "wrong_medium" if e.kind == "bag" else "biology_shifted"
 
 
-def corrected(batch: Batch, e: Explanation) -> Batch:
-    """The batch if a pump or bag had done what `e` says since its onset, replayed from there; other kinds change nothing.
+def corrected(batch: Batch, e: Explanation, until: float = inf) -> Batch:
+    """The batch if a pump or bag had done what `e` says from its onset until `until` [d]; other kinds change nothing.
 
     A value for asking, not for telling: facts told to it later would not be corrected. Tell the batch itself, and ask anew.
     """
@@ -84,14 +85,8 @@ def corrected(batch: Batch, e: Explanation) -> Batch:
         rate = e.factor if e.kind == "stuck_on" else e.factor * said
         return drive._replace(control=drive.control._replace(**{e.target: rate}))
 
-    told, k = batch.course, bisect_right(batch.course.since, e.since)
-    course = Course(
-        (*told.since[:k], e.since, *told.since[k:]),
-        (*told.drives[: k + 1], *(really(d) for d in told.drives[k:])),
-        told.calibrations,
-    )
     position = bisect_left(batch.evidence, e.since, key=lambda m: m.sampled_at)
-    return replay(replace(batch, course=course), position)
+    return replay(replace(batch, course=altered(batch.course, e.since, until, really)), position)
 
 
 # --- what the pumps say ------------------------------------------------------------------------------------------------
