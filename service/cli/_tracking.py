@@ -16,7 +16,7 @@ import typer
 
 from service.cli.console import console, plain
 
-SPEECH = ("json", "as_json")
+SPEECH = ("json", "as_json", "plots")
 """Parameters that say how a verb speaks, and nothing about its result."""
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from service.cli._retrospect import edits_of, looked_back, print_back
 from service.cli._tracking import deliver, tracked
 from service.cli.console import console, emit_json, fail, progress
 
@@ -16,7 +17,11 @@ PROSPECTIVE = "no data, no importance sampling: there is no k-hat"
 
 @tracked
 def condition(
-    data: Annotated[Path, typer.Argument(help="Tidy or wide measurements, CSV or Parquet (file or folder).")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Tidy or wide measurements, CSV or Parquet (file or folder). None: a plan (prospective)."),
+    ] = None,
+    *,
     prior: Annotated[Path, typer.Option(help="Donor-prior artefact, as written by celltwin fit.")],
     mode: Annotated[
         Literal["retrospective", "realtime", "prospective"],
@@ -31,12 +36,43 @@ def condition(
     filter_name: Annotated[Literal["ukf", "ekf"], typer.Option("--filter", help="Estimator.")] = "ukf",
     futures: Annotated[int, typer.Option(min=20, help="Futures of the forecast.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the futures.")] = 0,
+    had: Annotated[
+        str | None, typer.Option(help='Retrospective: inputs as they might have been, as in "perfusion*2 from 8".')
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A planned setting (prospective), held in a search; policy=NAME too. Repeatable.",
+        ),
+    ] = None,
+    search: Annotated[bool, typer.Option("--search", help="The settings with the highest P(all CQA).")] = False,
+    within: Annotated[
+        list[str] | None,
+        typer.Option("--within", metavar="NAME=LOW:HIGH", help="Range of a setting, of search and map. Repeatable."),
+    ] = None,
+    policies: Annotated[
+        str | None, typer.Option(help="Perfusion policies to search: cspr,lactate_p and so on.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Medium a batch may take [vessel volumes]. Default: the process's limit.")
+    ] = None,
+    evaluations: Annotated[int, typer.Option(min=20, help="Plans that a search tries.")] = 500,
+    map_of: Annotated[
+        str | None, typer.Option("--map", metavar="X,Y", help="Design space: P(all CQA) over two settings.")
+    ] = None,
+    level: Annotated[float, typer.Option(help="P that the region of the map must reach.")] = 0.9,
+    intervene: Annotated[bool, typer.Option(help="The last useful day to intervene (realtime).")] = True,
+    by_day: Annotated[bool, typer.Option("--by-day", help="P(pass) as it was on each day.")] = False,
+    plots: Annotated[Path | None, typer.Option(help="Folder for pictures, PNG and SVG.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Posterior of the donor, bands, and P(pass) per CQA and jointly, under the process's recipe."""
+    """Posterior of the donor, bands, and P(pass) per CQA and jointly, under the process's recipe. Retrospective: why, too."""
     from dataclasses import replace
 
     from controllers.recipes import recipe_schedule
+    from service.cli._planning import Asked, donors_behind, show
     from twin.batch import apply, assimilate, start
     from twin.config import load_config
     from twin.donors.artefact import load_artefact
@@ -44,13 +80,17 @@ def condition(
     from twin.evidence import Refused
     from twin.futures import forecast
 
+    edits = edits_of(had, mode)
+    asked = Asked(settings or [], search, within or [], policies, budget, evaluations, map_of, level, intervene, by_day)
+    asked.check(data, mode)
     process, artefact = load_config(preset), load_artefact(prior)
     if artefact.manifest["provenance"].get("process") != process.name:
         fail(f"{prior}: was fitted to process {artefact.manifest['provenance'].get('process')!r}, not {process.name!r}")
-    record = _chosen(data, mapping, batch)
+    record = asked.unmeasured if data is None else _chosen(data, mapping, batch)
     volume = record.metadata.get("volume_l")
     if isinstance(volume, (int, float)):
         process = replace(process, initial=process.initial._replace(volume=float(volume)))
+    process = asked.plan(process, record, data) if mode == "prospective" else process
     ended = min((a.at for a in record.actions if a.actuator == "harvest"), default=None)
     newest = max((m.received_at for m in record.measurements), default=0.0)
     if now is not None and not 0.0 <= now <= 100.0:
@@ -97,11 +137,20 @@ def condition(
         "refit_reasons": [*([f"{UNLIKE} by the filter"] if share > OUTLYING else []), *(updated.reasons if updated else ())],
         "population_distance": distance, "population_share": share,
     }  # fmt: skip
+    if mode == "retrospective":
+        report |= looked_back(known, at, edits, futures, seed)
+    behind = donors_behind(artefact.manifest["provenance"])
+    report |= asked.answer(known, at, mode, closed, futures, seed, behind)
+    if plots is not None:
+        from service.cli._conditioning_pictures import draw
+
+        draw(plots, known, report, bands if closed else _history(known, at) if facts else {}, closed)
     deliver(report)
     if json:
         emit_json(report)
     else:
         _tables(report)
+        show(report)
 
 
 def _chosen(data: Path, mapping: str | None, wanted: str | None) -> Any:
@@ -209,3 +258,5 @@ def _tables(report: dict[str, Any]) -> None:
     console.print(f"{nearer}: {f'a refit is due: {due}' if report['refit_due'] else 'no refit is due'}")
     khat = report["khat"]
     console.print(f"k-hat: none ({report['khat_reason']})" if report["khat_reason"] else f"k-hat: {khat:.2f}")
+    if "attribution" in report:
+        print_back(report)

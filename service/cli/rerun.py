@@ -116,7 +116,7 @@ def _line(then: Any, placed: dict[str, str], folder: Path | None) -> list[str]:
         if p.param_type_name == "argument":
             positional.append(str(value))
         elif not getattr(p, "is_flag", False):
-            options += [p.opts[-1], str(value)]
+            options += [word for v in (value if isinstance(value, list) else [value]) for word in (p.opts[-1], str(v))]
         elif value or p.secondary_opts:
             options.append(p.opts[-1] if value else p.secondary_opts[-1])
     if unknown := [k for k, v in values.items() if v is not None]:
