@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from twin.donors.ridge import ridge, straightened
+from twin.donors.ridge import bent, ridge, straight, straightened
 from twin.donors.sample import Density, chain
 from twin.donors.target import Target
 
@@ -16,7 +16,6 @@ def conditional_nuts(
     target: Target, centre: np.ndarray, cov: np.ndarray, *, draws: int, tune: int, chains: int, seed: int
 ) -> Float[np.ndarray, "chains draws d"]:
     """Draws of all coordinates of `Target.names` by nutpie; `centre` [d] and `cov` [d, d] only set where and how it begins."""
-    root = np.linalg.cholesky(cov)
 
     def value_and_gradient(u: np.ndarray) -> tuple[Any, Any]:
         value, gradient = target.value_and_gradient(u[None])
@@ -24,12 +23,15 @@ def conditional_nuts(
 
     d = centre.size
     plain = Density(centre, value_and_gradient, lambda u: [u], ("u",), np.zeros(d, dtype=bool), ("u",) * d)
-    straight = straightened(plain, ridge(target.data, plain.owners, "u", target.names))
+    at = ridge(target.data, plain.owners, "u", target.names)
+    walked_on = straightened(plain, at)
+    near = straight(np.random.default_rng(0).multivariate_normal(centre, cov, size=4 * d * d), at)
+    begun, root = walked_on.start, np.linalg.cholesky(np.cov(near.T))
 
     def moved(v: np.ndarray) -> tuple[Any, Any]:
-        value, gradient = straight.value_and_gradient(straight.start + root @ v)
+        value, gradient = walked_on.value_and_gradient(begun + root @ v)
         return value, root.T @ gradient
 
     walked = Density(np.zeros(d), moved, lambda v: [v], ("v",), np.zeros(d, dtype=bool))
     found = [chain(walked, draws, tune, seed + 1000 * k)[0] for k in range(chains)]
-    return np.array([[straight.expand(straight.start + root @ v)[0] for v in one] for one in found])
+    return np.array([bent(begun + one @ root.T, at) for one in found])
