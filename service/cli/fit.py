@@ -44,6 +44,9 @@ def fit(
         typer.Option(help="Column of the batches table to regress the kinetics on (age, cmv, fresh); repeat for more."),
     ] = None,
     small: Annotated[bool, typer.Option("--small", help="Leave the whole posterior out of the artefact.")] = False,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for pictures: what pooling makes of each donor, and a forest of donors.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Fit the hierarchical donor model and write the prior. Exit 1 where the fit did not converge: nothing is written."""
@@ -54,11 +57,17 @@ def fit(
     if method == "em":
         if covariate:
             fail("--covariate is for --method mcmc")
+        if plots:
+            fail("--plots is for --method mcmc")
         _em(data, prior, preset, mapping, base, cores, json)
         return
     if base is not None:
         fail("--from is for --method em")
     process, batches = load_config(preset), _records(data, mapping, preset)
+    if plots is not None:
+        from service.cli._fit_pictures import writable
+
+        writable(plots)
     from twin.donors.artefact import ArtefactError
     from twin.donors.data import FitError
     from twin.donors.fit import Settings, demand_sound, save_fit
@@ -81,16 +90,24 @@ def fit(
         problem = str(error)
     except ArtefactError as error:
         fail(str(error))
+    from twin.donors.checks import predictive_checks
+
+    checked = predictive_checks(result, process)
     answer = _as_json(result, prior if problem is None else None, seconds, problem)
+    answer["checks"] = {c: {**k._asdict(), "verdict": k.verdict} for c, k in checked.items()}
     deliver(answer, prior if problem is None else None)
     if json:
         emit_json(answer)
     else:
-        _tables(result, process, seconds)
+        _tables(result, checked, process, seconds)
     if problem is not None:
         print(f"celltwin: {data}: {problem}; no prior was written", file=sys.stderr)
         raise SystemExit(1)
     console.print(f"prior written to {prior}")
+    if plots is not None:
+        from service.cli._fit_pictures import draw
+
+        draw(result, batches, process, plots)
 
 
 def _em(data: str, out: Path, preset: str, mapping: str | None, base: Path | None, cores: int, as_json: bool) -> None:
@@ -177,7 +194,7 @@ def _records(data: str, mapping: str | None, preset: str) -> Any:
     return synthetic_history(load_config(preset), seed=int(seed))
 
 
-def _tables(result: Any, process: Any, seconds: float) -> None:
+def _tables(result: Any, checked: Any, process: Any, seconds: float) -> None:
     import numpy as np
 
     d, prior = result.diagnostics, result.prior
@@ -204,6 +221,12 @@ def _tables(result: Any, process: Any, seconds: float) -> None:
         for e in result.effects:
             told.add_row(e.covariate, e.parameter, f"{e.mean:+.3f}", f"{e.q05:+.3f} to {e.q95:+.3f}", e.verdict)
         console.print(told)
+    seen = Table(title="readings inside 90 % predictive intervals", title_justify="left")
+    for column in ("channel", "n", "before", "after", ""):
+        seen.add_column(column, justify="right" if column in ("n", "before", "after") else "left")
+    for channel, c in checked.items():
+        seen.add_row(channel, str(c.n), f"{c.before:.2f}", f"{c.after:.2f}", c.verdict)
+    console.print(seen)
     checks = Table(title=f"diagnostics ({result.sampler}, {seconds:.0f} s)", title_justify="left")
     for column in ("R-hat", "ESS bulk", "ESS tail", "divergent", "E-BFMI"):
         checks.add_column(column, justify="right")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
 pytest.importorskip("pymc", reason="the donor fit needs the donors extra")
 
@@ -14,10 +16,12 @@ from simulators.history import write_history
 from twin.bioreactor import Control, State
 from twin.config import load_config
 from twin.donors.artefact import load_artefact
+from twin.donors.checks import one_batch, pit, predictive_checks
 from twin.donors.data import FitError, prepare
 from twin.donors.fit import Settings, demand_sound, diagnose, fit, new_donor, save_fit
-from twin.donors.model import build
+from twin.donors.model import build, drift_prior, preset_population
 from twin.donors.sample import density, import_arviz
+from twin.donors.target import Population, Target
 from twin.evidence import ControlApplied, Measurement
 from twin.integrate import advance
 from twin.records import RecordedBatch
@@ -74,6 +78,31 @@ def test_fit_recovers_the_donors_and_saves_a_prior(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded.prior.mean, result.prior.mean)
     assert loaded.manifest["provenance"]["settings"]["seed"] == 3
     assert set(loaded.manifest["files"]) == {"summary.json", "draws.npz", "posterior.nc"}
+    checked = predictive_checks(result, PROCESS)
+    assert {c: k.n for c, k in checked.items()} == {c: s.time.size for c, s in result.data.samples.items()}
+    assert all(k.after > 0.85 and not k.verdict for k in checked.values())  # the data obey the model
+    wrong = {c: s._replace(value=s.value * (3.0 if c == "glucose" else 1.0)) for c, s in result.data.samples.items()}
+    told = predictive_checks(replace(result, data=replace(result.data, samples=wrong)), PROCESS)
+    assert "cannot follow" in told["glucose"].verdict and not told["viable_density"].verdict
+
+
+def test_a_reading_s_pit_is_its_probability_under_the_model() -> None:
+    """Readings put at known quantiles of the model's noise; Student-t for counts."""
+    data = one_batch(prepare(records(), PROCESS), 1)
+    population = Population(
+        NAMES, *(np.asarray(v)[None] for v in _moments()), {c: drift_prior(c) for c in data.samples}
+    )
+    target = Target(population, data, PROCESS)
+    u = target.prior[0][None]
+    r, student, _ = target.standardised(u)
+    below, channels = pit(target, u)
+    np.testing.assert_allclose(below, np.where(student, t.cdf(r, 4.0), norm.cdf(r))[:, 0], rtol=1e-9)
+    assert set(channels) == {"viable_density", "glucose"} and student.sum() == 5
+
+
+def _moments() -> tuple[np.ndarray, np.ndarray]:
+    median, spread = preset_population(PROCESS, NAMES)
+    return median, np.diag(spread**2)
 
 
 def chains(shift: float, diverging: int = 0) -> object:

@@ -128,6 +128,7 @@ def build(
         static = Static(data.static, len(data.donors), kinetic) if data.static is not None else None
         if static is not None and data.static is not None:
             doublings = static.doublings(data.static, len(data.donors))[data.donor_of]
+        doublings = pm.Deterministic("doublings0", doublings + np.zeros(len(data.batches)), dims="batch")
         viable = pt.exp(pm.Normal("ln_viable0", np.log(np.mean(x0.viable)), VIABLE0_SD, dims="batch"))
         dead = pt.exp(pm.Normal("ln_dead0", np.log(np.mean(x0.dead)), DEAD0_SD, dims="batch"))
         centre, spread0 = seed_prior(process)

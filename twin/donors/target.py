@@ -227,9 +227,17 @@ class Target:
         good = np.isfinite(value) & np.isfinite(gradient).all(axis=1)
         return np.where(good, value, -np.inf), np.where(good[:, None], gradient, 0.0)
 
+    def standardised(
+        self, u: Float[np.ndarray, "m d"]
+    ) -> tuple[Float[np.ndarray, "n m"], np.ndarray, Int[np.ndarray, " n"]]:
+        """Residuals over columns in units of their scale, which are Student-t [n, 1], and the channel of each."""
+        with np.errstate(all="ignore"):
+            r = self._readings(u, self._quantities(self._path(u))).r
+        return r, self._student, self._rows.channel
+
     def scores(self, u: Float[np.ndarray, "m d"]) -> tuple[Float[np.ndarray, "n m"], Int[np.ndarray, " n"]]:
         """Residuals as standard-normal scores (exactly so where the model is true), and the channel of each."""
-        r = self._readings(u, self._quantities(self._path(u))).r
+        r = self.standardised(u)[0]
         return normal_scores(r, self._student), self._rows.channel
 
     # --- the parts -----------------------------------------------------------------------------------------------------
