@@ -43,6 +43,10 @@ def fit(
         list[str] | None,
         typer.Option(help="Column of the batches table to regress the kinetics on (age, cmv, fresh); repeat for more."),
     ] = None,
+    follows: Annotated[
+        Path | None,
+        typer.Option(help="Prior that this one takes the place of: all its donors and new ones must be in DATA."),
+    ] = None,
     small: Annotated[bool, typer.Option("--small", help="Leave the whole posterior out of the artefact.")] = False,
     plots: Annotated[
         Path | None, typer.Option(help="Folder for pictures: what pooling makes of each donor, and a forest of donors.")
@@ -57,8 +61,8 @@ def fit(
     if method == "em":
         if covariate:
             fail("--covariate is for --method mcmc")
-        if plots:
-            fail("--plots is for --method mcmc")
+        if plots or follows:
+            fail("--plots and --follows are for --method mcmc")
         _em(data, prior, preset, mapping, base, cores, json)
         return
     if base is not None:
@@ -68,11 +72,12 @@ def fit(
         from service.cli._fit_pictures import writable
 
         writable(plots)
-    from twin.donors.artefact import ArtefactError
+    from twin.donors.artefact import ArtefactError, load_artefact
     from twin.donors.data import FitError
-    from twin.donors.fit import Settings, demand_sound, save_fit
+    from twin.donors.fit import Settings, demand_sound, save_fit, succeed
     from twin.donors.fit import fit as run
 
+    before = load_artefact(follows) if follows else None
     began = time.perf_counter()
     settings = Settings(draws=draws, tune=tune, chains=chains, seed=seed, cores=cores, centred=centred)
     with progress(f"{chains} chains of {tune} + {draws}", chains) as advance:
@@ -82,10 +87,12 @@ def fit(
             fail(f"{data}: {error}")
     seconds = time.perf_counter() - began
     problem: str | None = None
+    newer: Any = None
     try:
+        newer = succeed(before, result, process) if before else None
         demand_sound(result.diagnostics)
         command = shlex.join(["celltwin", *sys.argv[1:]])
-        save_fit(result, process, prior, command, whole=not small)
+        save_fit(result, process, prior, command, whole=not small, follows=newer)
     except FitError as error:
         problem = str(error)
     except ArtefactError as error:
@@ -94,6 +101,7 @@ def fit(
 
     checked = predictive_checks(result, process)
     answer = _as_json(result, prior if problem is None else None, seconds, problem)
+    answer["follows"] = newer and newer._asdict()
     answer["checks"] = {c: {**k._asdict(), "verdict": k.verdict} for c, k in checked.items()}
     deliver(answer, prior if problem is None else None)
     if json:
@@ -103,6 +111,12 @@ def fit(
     if problem is not None:
         print(f"celltwin: {data}: {problem}; no prior was written", file=sys.stderr)
         raise SystemExit(1)
+    if newer and not json:
+        most = max(newer.moved, key=lambda n: abs(newer.moved[n][0]))
+        console.print(
+            f"version {newer.version}: {len(newer.added)} new donors ({', '.join(newer.added)}); furthest moved: {most}, "
+            f"{newer.moved[most][0]:+.2f} sd of a new donor"
+        )
     console.print(f"prior written to {prior}")
     if plots is not None:
         from service.cli._fit_pictures import draw

@@ -14,12 +14,13 @@ pytest.importorskip("pymc", reason="the donor fit needs the donors extra")
 
 from simulators.history import write_history
 from twin.bioreactor import Control, State
-from twin.config import load_config
+from twin.config import configs_dir, load_config
 from twin.donors.artefact import load_artefact
 from twin.donors.checks import one_batch, pit, predictive_checks
-from twin.donors.data import FitError, prepare
-from twin.donors.fit import Settings, demand_sound, diagnose, fit, new_donor, save_fit
+from twin.donors.data import FitData, FitError, prepare
+from twin.donors.fit import Fit, Settings, demand_sound, diagnose, fit, new_donor, save_fit, succeed
 from twin.donors.model import build, drift_prior, preset_population
+from twin.donors.prior import DonorPrior
 from twin.donors.sample import density, import_arviz
 from twin.donors.target import Population, Target
 from twin.evidence import ControlApplied, Measurement
@@ -143,6 +144,29 @@ def test_new_donor_carries_the_population_s_uncertainty() -> None:
     assert cov[0, 2] == pytest.approx(0.6 * 0.4**2, rel=0.12)
     assert cov[1, 1] == pytest.approx(PROCESS.donor_sd["K_L"] ** 2, rel=0.06)
     assert abs(cov[0, 1]) < 0.02
+
+
+def test_a_population_is_succeeded_by_more_donors_only() -> None:
+    """All donors of the earlier fit and new ones; how far the population moved is told in its own spread."""
+    before = load_artefact(configs_dir() / "priors" / "car_nk")
+    known = tuple(before.manifest["provenance"]["donors"])
+    n = len(before.prior.names)
+    sd = np.sqrt(np.diagonal(before.prior.cov))
+    moved = DonorPrior(before.prior.names, before.prior.mean + 0.5 * sd, 4.0 * before.prior.cov)
+    data = replace(prepare(records(), PROCESS), donors=(*known, "SYN-D18"))
+
+    def result(data: FitData) -> Fit:
+        return Fit(moved, np.zeros((1, n)), None, None, data, Settings(), "none")  # type: ignore[arg-type]
+
+    found = succeed(before, result(data), PROCESS)
+    assert (found.version, found.added) == (1, ("SYN-D18",))
+    assert found.sha256 == before.manifest["sha256"]
+    np.testing.assert_allclose(list(found.moved.values()), [(0.5, 2.0)] * n)
+    for donors, says in ((known[1:], f"rests on {known[0]}, who are not in the data"), (known, "the same donors")):
+        with pytest.raises(FitError, match=says):
+            succeed(before, result(replace(data, donors=donors)), PROCESS)
+    with pytest.raises(FitError, match="of process 'car_nk', not 'cho'"):
+        succeed(before, result(data), replace(PROCESS, name="cho"))
 
 
 def test_parameters_that_no_record_can_teach_have_no_population_to_learn() -> None:

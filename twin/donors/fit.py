@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from twin.donors.artefact import save_prior
+from twin.donors.artefact import Artefact, save_prior
 from twin.donors.data import FitData, FitError, prepare
 from twin.donors.model import CENTRED, FIT_PARAMETERS, SPAN, build, population, preset_population, starting_scales
 from twin.donors.prior import DonorPrior
@@ -237,7 +237,50 @@ def demand_sound(diagnostics: Diagnostics) -> None:
         raise FitError("the fit did not converge: " + "; ".join(diagnostics.problems))
 
 
-def save_fit(result: Fit, process: Process, folder: Path, command: str, *, whole: bool = True, keep: int = 500) -> Path:
+class Succession(NamedTuple):
+    """A fit that takes the place of an earlier one, with more donors."""
+
+    version: int  # 1 follows a prior that follows none
+    sha256: str  # of the manifest of the prior that is succeeded
+    added: tuple[str, ...]
+    moved: Mapping[str, tuple[float, float]]  # by kinetic parameter: centre in sd of before, and sd over sd of before
+
+
+def succeed(before: Artefact, result: Fit, process: Process) -> Succession:
+    """What is new since `before`. Raises FitError where the data lack one of its donors, or it is of another process."""
+    told = before.manifest["provenance"]
+    if told.get("process") != process.name:
+        raise FitError(f"the prior to follow is of process {told.get('process')!r}, not {process.name!r}")
+    known, now = set(told.get("donors", ())), set(result.data.donors)
+    if missing := sorted(known - now):
+        raise FitError(
+            f"the prior to follow rests on {', '.join(missing)}, who are not in the data: add their batches, or leave --follows out"
+        )
+    if known == now:
+        raise FitError("the prior to follow rests on the same donors: there is nothing new to learn")
+    shared = [n for n in result.prior.names if n in before.prior.names]
+    moved: dict[str, tuple[float, float]] = {}
+    for n in shared:
+        i, k = before.prior.names.index(n), result.prior.names.index(n)
+        sd = float(before.prior.cov[i, i]) ** 0.5
+        moved[n] = (
+            float(result.prior.mean[k] - before.prior.mean[i]) / sd,
+            float(result.prior.cov[k, k]) ** 0.5 / sd,
+        )
+    version = int(told.get("follows", {}).get("version", 0)) + 1
+    return Succession(version, str(before.manifest["sha256"]), tuple(sorted(now - known)), moved)
+
+
+def save_fit(
+    result: Fit,
+    process: Process,
+    folder: Path,
+    command: str,
+    *,
+    whole: bool = True,
+    keep: int = 500,
+    follows: Succession | None = None,
+) -> Path:
     """Write the artefact: `keep` thinned draws, and the whole posterior unless `whole` is False. Returns the manifest."""
     az = import_arviz()
     names = [n for n in (*POPULATION, "L_corr", "ln_phi", "phi_sd") if n in result.posterior.posterior]
@@ -250,16 +293,17 @@ def save_fit(result: Fit, process: Process, folder: Path, command: str, *, whole
         "donors": len(result.data.donors),
     }
     return save_prior(
-        folder, result.prior, result.draws[::thin][:keep], summary, provenance(result, process, command),
+        folder, result.prior, result.draws[::thin][:keep], summary, provenance(result, process, command, follows),
         result.posterior if whole else None, {k: v[::thin][:keep] for k, v in population_draws(result.posterior).items()},
     )  # fmt: skip
 
 
-def provenance(result: Fit, process: Process, command: str) -> dict[str, Any]:
+def provenance(result: Fit, process: Process, command: str, follows: Succession | None = None) -> dict[str, Any]:
     """All that is needed to tell where a prior came from and to make it again."""
     d = result.diagnostics
     return {
         "command": command,
+        **({} if follows is None else {"follows": follows._asdict()}),
         "process": process.name,
         "donors": list(result.data.donors),
         "data_sha256": result.data.sha256,
