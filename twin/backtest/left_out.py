@@ -117,14 +117,14 @@ def common(
     posterior, _ = nuts(
         model, density(model), draws=settings.draws, tune=settings.tune, chains=settings.chains, seed=settings.seed, cores=settings.cores,
     )  # fmt: skip
-    theta = np.asarray(posterior.posterior["theta"])[:, :, 0, :].reshape(-1, len(names))
+    theta = np.asarray(posterior["posterior"]["theta"])[:, :, 0, :].reshape(-1, len(names))
     known = Population(names, theta.mean(axis=0)[None], np.cov(theta.T)[None], drift_of(posterior))
     return known, diagnose(posterior)
 
 
 def drift_of(posterior: arviz.InferenceData) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation of ln q by channel; of channels that the fit did not see, as before any fit."""
-    q = posterior.posterior["q"]
+    q = posterior["posterior"]["q"]
     ln = np.log(np.asarray(q)).reshape(-1, q.shape[-1])
     seen = {str(c): (float(v.mean()), float(v.std())) for c, v in zip(q["channel"].to_numpy(), ln.T, strict=True)}
     return {c: seen.get(c, drift_prior(c)) for c in CHANNELS}
@@ -134,7 +134,7 @@ class Foretold(NamedTuple):
     """The last count of a batch among what was predicted of it."""
 
     day: float  # [d since inoculation]
-    count: float  # [1e6 cells/mL]
+    density: float  # viable [1e6 cells/mL]
     below: float  # predictive probability of a lower reading, the reading's own noise included
 
     def within(self, coverage: float) -> bool:
@@ -161,6 +161,6 @@ def last_count(target: Target, found: Update, n: int = 1024, seed: int = 0) -> F
 
 def donor_moments(posterior: arviz.InferenceData, data: FitData) -> Float[np.ndarray, "donors p 3"]:
     """5, 50 and 95 % points of the ln kinetics of every donor of a hierarchical fit."""
-    theta = np.asarray(posterior.posterior["theta"])
+    theta = np.asarray(posterior["posterior"]["theta"])
     flat = theta.reshape(-1, len(data.donors), theta.shape[-1])
     return np.moveaxis(np.quantile(flat, (0.05, 0.5, 0.95), axis=0), 0, -1)
