@@ -7,6 +7,7 @@ Ours is scored with everything in it (graph, start, warm-up, all chains).
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ def measure(
 ) -> dict[str, Any]:
     """Rows, what is owed, and the fit's diagnostics. `effort` scales the peer's budget; 0 leaves its sampling out."""
     model = build(prepare(records, process), process)
+    logging.getLogger("pytensor").setLevel(logging.CRITICAL)  # a rewrite that it skips is told with a traceback
     rows = _gradients(model, starting_scales(process), advance)
     began, cpu = time.perf_counter(), _cpu()
     result = fit(records, process, settings=sampling._replace(seed=seed))

@@ -1,6 +1,19 @@
 """Studies of the estimator: what is claimed of it, measured by a command anyone can rerun. Who runs the jobs is the caller's."""
 
-from simulators.study import ahead, calibration, faults, fusion, pumps, robustness, update
+from simulators.study import (
+    ahead,
+    attribution,
+    calibration,
+    faults,
+    fusion,
+    pooling,
+    prospect,
+    pumps,
+    recovery,
+    release,
+    robustness,
+    update,
+)
 from simulators.study.base import Figure, Study, Table
 
 STUDIES: dict[str, Study] = {
@@ -10,7 +23,12 @@ STUDIES: dict[str, Study] = {
     "robustness": robustness.STUDY,
     "fusion": fusion.STUDY,
     "ahead": ahead.STUDY,
+    "release": release.STUDY,
     "update": update.STUDY,
+    "attribution": attribution.STUDY,
+    "prospect": prospect.STUDY,
+    "recovery": recovery.STUDY,
+    "pooling": pooling.STUDY,
 }
 
 __all__ = ["STUDIES", "Figure", "Study", "Table"]

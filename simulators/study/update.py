@@ -25,7 +25,7 @@ from twin.donors.artefact import Artefact, load_artefact
 from twin.donors.conditional import conditional_nuts
 from twin.donors.data import COUNTS, prepare_one
 from twin.donors.sample import import_arviz
-from twin.donors.target import DENSITIES, Target, population_of
+from twin.donors.target import SEED, Target, population_of
 from twin.donors.update import KHAT, update
 from twin.evidence import ControlApplied, Measurement
 from twin.records import RecordedBatch
@@ -52,7 +52,7 @@ def run(job: OneDonor) -> Row:
         chains = conditional_nuts(target, fast.mean, fast.cov, draws=DRAWS, tune=TUNE, chains=CHAINS, seed=job.seed + 1)
         az = import_arviz()
         data = az.convert_to_dataset(chains)
-        kept = len(artefact.prior.names) + len(DENSITIES)
+        kept = len(artefact.prior.names) + len(SEED)
         mean, sd = chains.mean(axis=(0, 1))[:kept], chains.std(axis=(0, 1))[:kept]
         against = update(artefact, process, contradicted(batch), day)
         found.append({
@@ -61,7 +61,7 @@ def run(job: OneDonor) -> Row:
             "r_hat": float(az.rhat(data)["x"].max()), "nuts_ess": float(az.ess(data)["x"].min()),
             "fires": against.refit_due, "p": min(fast.agreement.values()), "p_against": min(against.agreement.values()),
         })  # fmt: skip
-    return {"seed": job.seed, "days": found, "names": (*artefact.prior.names, *DENSITIES)}
+    return {"seed": job.seed, "days": found, "names": (*artefact.prior.names, *SEED)}
 
 
 def recorded(job: OneDonor) -> RecordedBatch:

@@ -63,8 +63,8 @@ def test_first_analyte_reading_starts_the_trajectory_and_is_not_scored() -> None
             "'B-d': cells_in_harvest is -1.0: it must be a number above 0",
         ),
         (
-            (*FOUR[:3], replace(FOUR[3], metadata={"cells_in_thaw": 2.0, "cells_out_thaw": 5.0})),
-            "'B-d': 5e9 cells came out of thaw, 2e9 went in, and it grows none",
+            (*FOUR[:3], replace(FOUR[3], metadata={"cells_in_thaw": 2.0, "cells_out_thaw": 7.0})),
+            "'B-d': 7e9 cells came out of thaw, 2e9 went in, and it grows none",
         ),
     ],
 )
