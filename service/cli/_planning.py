@@ -132,6 +132,8 @@ def _axes(text: str) -> tuple[str, str]:
 def _policies(process: Process, given: str | None, needed: set[str]) -> tuple[str, ...]:
     """The policies to search: those named, else the usual ones that have every setting that is held or mapped."""
     chosen = tuple(p.strip() for p in given.split(",") if p.strip()) if given else POLICIES
+    if not chosen:
+        fail(f"--policies {given}: names none; known: {', '.join(NUMBERS)}")
     for policy in chosen:
         if policy not in NUMBERS:
             fail(f"--policies {given}: unknown policy {policy!r}; known: {', '.join(NUMBERS)}")
@@ -148,7 +150,10 @@ def plan_of(process: Process, metadata: Mapping[str, Any], data: Path | None, gi
     settings: dict[str, float] = {}
     policy: str | None = None
     columns = [(k.removeprefix(PREFIX), v, f"{data}: column {k}") for k, v in metadata.items() if k.startswith(PREFIX)]
-    for name, value, where in [*columns, *((n, v, f"--set {n}={v}") for n, v in map(_pair, given))]:
+    pairs = [_pair(text) for text in given]
+    if twice := sorted({n for n, _ in pairs if sum(n == other for other, _ in pairs) > 1}):
+        fail(f"--set {twice[0]}: given twice")
+    for name, value, where in [*columns, *((n, v, f"--set {n}={v}") for n, v in pairs)]:
         if name == "policy":
             policy = str(value)
             if policy not in NUMBERS:

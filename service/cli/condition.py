@@ -75,7 +75,7 @@ def condition(
     from service.cli._planning import Asked, donors_behind, show
     from twin.batch import apply, assimilate, start
     from twin.config import load_config
-    from twin.donors.artefact import load_artefact
+    from twin.donors.artefact import load_artefact, unlike
     from twin.donors.update import OUTLYING, UNLIKE
     from twin.evidence import Refused
     from twin.futures import forecast
@@ -84,9 +84,13 @@ def condition(
     asked = Asked(settings or [], search, within or [], policies, budget, evaluations, map_of, level, intervene, by_day)
     asked.check(data, mode)
     process, artefact = load_config(preset), load_artefact(prior)
-    if artefact.manifest["provenance"].get("process") != process.name:
-        fail(f"{prior}: was fitted to process {artefact.manifest['provenance'].get('process')!r}, not {process.name!r}")
+    if why := unlike(artefact, process):
+        fail(f"{prior}: {why}")
     record = asked.unmeasured if data is None else _chosen(data, mapping, batch)
+    if record.preset not in (None, process.name):
+        fail(
+            f"{data}: batch {record.id!r} is of preset {record.preset!r}, not {process.name!r}: give --preset {record.preset}"
+        )
     volume = record.metadata.get("volume_l")
     if isinstance(volume, (int, float)):
         process = replace(process, initial=process.initial._replace(volume=float(volume)))
@@ -95,7 +99,11 @@ def condition(
     newest = max((m.received_at for m in record.measurements), default=0.0)
     if now is not None and not 0.0 <= now <= 100.0:
         fail(f"--now {now:g}: expected days since inoculation, 0 to 100")
-    at = 0.0 if mode == "prospective" else newest if now is None or mode == "retrospective" else now
+    if now is not None and mode != "realtime":
+        fail(f"--now {now:g}: is for --mode realtime, not {mode}")
+    newest_sample = max((m.sampled_at for m in record.measurements), default=0.0)
+    finished = newest_sample if ended is None else ended
+    at = {"prospective": 0.0, "retrospective": finished, "realtime": newest if now is None else now}[mode]
     facts = [] if mode == "prospective" else [
         m for m in record.measurements if mode == "retrospective" or (m.received_at <= at and m.sampled_at <= at)
     ]  # fmt: skip
@@ -103,7 +111,7 @@ def condition(
         fail(
             f"{data}: batch {record.id!r} has no measurement known by day {at:g}: give a later --now, or --mode prospective"
         )
-    if ended is not None and mode != "prospective" and ended <= at:
+    if ended is not None and mode == "realtime" and ended <= at:
         at = ended
     known = start(record.id, process, artefact.prior, filter_name)
     actions = [] if mode == "prospective" else [a for a in record.actions if a.at <= at]
@@ -128,10 +136,11 @@ def condition(
     }  # fmt: skip
     report = {
         "batch": record.id, "donor": record.donor, "mode": mode, "at": at, "samples": len(facts),
-        "basis": "estimates of the past, each given all data (smoothed)" if closed else "forecast under the recipe",
+        "basis": ("estimates of the past, each given all data (smoothed)" if closed else "forecast under the recipe")
+        + ("; no harvest is recorded: judged at the last sample" if closed and ended is None else ""),
         "p_pass": dict(outlook.p_pass), "p_release": outlook.p_release, "bands": bands,
         "harvest": {"q05": outlook.harvest[0], "q50": outlook.harvest[1], "q95": outlook.harvest[2]},
-        "donor_parameters": _donor(known, at),
+        "harvest_recorded": ended is not None, "donor_parameters": _donor(known, at),
         "khat": updated and updated.khat, "khat_reason": why, "agreement": updated and dict(updated.agreement),
         "refit_due": share > OUTLYING or (updated is not None and updated.refit_due),
         "refit_reasons": [*([f"{UNLIKE} by the filter"] if share > OUTLYING else []), *(updated.reasons if updated else ())],
@@ -252,7 +261,8 @@ def _tables(report: dict[str, Any]) -> None:
         donor.add_row(name, f"{m['mean']:.3g}", f"{m['q05']:.3g}", f"{m['q95']:.3g}", m["data"], ", ".join(most))
     console.print(donor)
     h = report["harvest"]
-    console.print(f"harvest day {h['q50']:.1f} ({h['q05']:.1f} to {h['q95']:.1f})")
+    if report["mode"] != "retrospective" or report["harvest_recorded"]:
+        console.print(f"harvest day {h['q50']:.1f} ({h['q05']:.1f} to {h['q95']:.1f})")
     nearer = f"{100 * report['population_share']:.0f} % of donors lie nearer the population's centre"
     due = "; ".join(report["refit_reasons"])
     console.print(f"{nearer}: {f'a refit is due: {due}' if report['refit_due'] else 'no refit is due'}")

@@ -74,10 +74,16 @@ def fit(
         writable(plots)
     from twin.donors.artefact import ArtefactError, load_artefact
     from twin.donors.data import FitError
-    from twin.donors.fit import Settings, demand_sound, save_fit, succeed
+    from twin.donors.fit import Settings, demand_sound, demand_successor, save_fit, succeed
     from twin.donors.fit import fit as run
 
     before = load_artefact(follows) if follows else None
+    if before is not None:
+        reactors = [b for b in batches if b.metadata.get("stage", "bioreactor") == "bioreactor"]
+        try:
+            demand_successor(before, [b.donor for b in reactors], process)
+        except FitError as error:
+            fail(f"{follows}: {error}")
     began = time.perf_counter()
     settings = Settings(draws=draws, tune=tune, chains=chains, seed=seed, cores=cores, centred=centred)
     with progress(f"{chains} chains of {tune} + {draws}", chains) as advance:
@@ -89,8 +95,8 @@ def fit(
     problem: str | None = None
     newer: Any = None
     try:
-        newer = succeed(before, result, process) if before else None
         demand_sound(result.diagnostics)
+        newer = succeed(before, result, process) if before else None
         command = shlex.join(["celltwin", *sys.argv[1:]])
         save_fit(result, process, prior, command, whole=not small, follows=newer)
     except FitError as error:

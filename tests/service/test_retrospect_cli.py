@@ -67,6 +67,7 @@ def test_the_cause_and_the_counterfactual_are_told(capsys: pytest.CaptureFixture
         (("--had", "perfusion*2 from 8"), "give --mode retrospective"),
         (("--mode", "retrospective", "--had", "perfusion 2"), "--had: edit 'perfusion 2': is not understood"),
         (("--mode", "retrospective", "--had", "pump*2"), "unknown actuator 'pump'"),
+        (("--mode", "retrospective", "--now", "4"), "--now 4: is for --mode realtime, not retrospective"),
     ],
 )
 def test_what_is_no_edit_is_one_line(

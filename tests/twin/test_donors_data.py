@@ -18,7 +18,8 @@ PROCESS = load_config("car_nk")
 
 
 def record(donor: str, counts: tuple[float, ...] = (0.5, 0.7, 1.2, 2.0, 3.5)) -> RecordedBatch:
-    measured = [Measurement(f"count-{t}", "viable_density", v, float(t), float(t)) for t, v in enumerate(counts)]
+    own = 1.0 + 1e-4 * (ord(donor[-1]) - ord("a"))  # no two batches have the same readings
+    measured = [Measurement(f"count-{t}", "viable_density", own * v, float(t), float(t)) for t, v in enumerate(counts)]
     measured += [Measurement(f"glucose-{t}", "glucose", 24.0 - t, float(t), float(t)) for t in range(len(counts))]
     actions = (ControlApplied("dose", 0.0, "cytokine_dose", 300.0),)
     return RecordedBatch(f"B-{donor}", donor, donor, "car_nk", None, tuple(measured), actions)
@@ -131,6 +132,36 @@ def test_history_goes_through_all_stages() -> None:
     assert min(late) > 0
 
 
+def culture(donor: str, counts: tuple[float, ...], name: str = "") -> RecordedBatch:
+    measured = tuple(Measurement(f"c-{t}", "viable_density", v, float(t), float(t)) for t, v in enumerate(counts))
+    return RecordedBatch(name or f"A-{donor}", donor, donor, "car_nk", None, measured, (), {"stage": "activation"})
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (replace(FOUR[0], id="copy"), "'copy' has the same readings as 'B-a'"),
+        (replace(record("e"), preset="cho"), "'B-e' is of preset 'cho', not 'car_nk'"),
+        (culture("a", (0.3, 0.0, 0.5)), "'A-a': 'c-1': a static culture counted at nothing"),
+    ],
+)
+def test_contradictory_batches_are_refused_by_name(more: RecordedBatch, says: str) -> None:
+    with pytest.raises(FitError, match=says):
+        prepare((*FOUR, more), PROCESS)
+
+
+def test_a_stage_of_a_donor_is_told_once() -> None:
+    cultures = culture("a", (0.3, 0.4, 0.7)), culture("a", (0.31, 0.4, 0.7), "again")
+    with pytest.raises(FitError, match="'again' has another activation of donor 'a' as 'A-a'"):
+        prepare((*FOUR, *cultures), PROCESS)
+
+
+def test_negative_readings_are_refused_in_the_library_too() -> None:
+    bad = Measurement("x", "glucose", -3.0, 2.0, 2.0)
+    with pytest.raises(FitError, match="'B-d': 'x': "):
+        prepare((*FOUR[:3], replace(FOUR[3], measurements=(*FOUR[3].measurements, bad))), PROCESS)
+
+
 @pytest.mark.parametrize(
     ("ages", "says"),
     [
@@ -147,7 +178,7 @@ def test_a_covariate_that_cannot_explain_is_refused(ages: tuple[object, ...], sa
 
 def test_batches_of_one_donor_must_agree_on_a_covariate() -> None:
     told = [replace(r, metadata={"age": a}) for r, a in zip(FOUR, (30.0, 40.0, 50.0, 60.0), strict=True)]
-    again = replace(told[0], id="B-a2", metadata={"age": 31.0})
+    again = replace(record("f"), id="B-a2", donor="a", group="a", metadata={"age": 31.0})
     with pytest.raises(FitError, match="donor 'a': covariate 'age' is 30 in one batch and 31 in 'B-a2'"):
         prepare([*told, again], PROCESS, ("age",))
     data = prepare(told, PROCESS, ("age",))

@@ -146,6 +146,18 @@ def test_new_donor_carries_the_population_s_uncertainty() -> None:
     assert abs(cov[0, 1]) < 0.02
 
 
+def test_what_a_covariate_explains_is_part_of_a_new_donor_s_spread() -> None:
+    """var(theta_new) = s^2 + b^2: his covariate is not known."""
+    rng = np.random.default_rng(6)
+    corr = np.broadcast_to(np.eye(2), (2, 3000, 2, 2))
+    drawn = {"m": np.zeros((2, 3000, 2)), "L_stds": np.full((2, 3000, 2), 0.3), "L_corr": corr}
+    posterior = import_arviz().from_dict(posterior={**drawn, "effect": np.tile([[0.4, 0.0]], (2, 3000, 1, 1))})
+    age = {"age": np.array([-1.0, 1.0])}
+    cov = np.cov(new_donor(posterior, PROCESS, NAMES, rng, age).T)
+    assert cov[0, 0] == pytest.approx(0.3**2 + 0.4**2, rel=0.08)
+    assert cov[1, 1] == pytest.approx(0.3**2, rel=0.08)
+
+
 def test_a_population_is_succeeded_by_more_donors_only() -> None:
     """All donors of the earlier fit and new ones; how far the population moved is told in its own spread."""
     before = load_artefact(configs_dir() / "priors" / "car_nk")
@@ -165,7 +177,7 @@ def test_a_population_is_succeeded_by_more_donors_only() -> None:
     for donors, says in ((known[1:], f"rests on {known[0]}, who are not in the data"), (known, "the same donors")):
         with pytest.raises(FitError, match=says):
             succeed(before, result(replace(data, donors=donors)), PROCESS)
-    with pytest.raises(FitError, match="of process 'car_nk', not 'cho'"):
+    with pytest.raises(FitError, match="to process 'car_nk', not 'cho'"):
         succeed(before, result(data), replace(PROCESS, name="cho"))
 
 

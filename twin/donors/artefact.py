@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from twin.bioreactor import Kinetics
 from twin.donors.prior import DonorPrior
+from twin.process import Process
 
 FORMAT = 1
 MANIFEST, SUMMARY, DRAWS, POSTERIOR = "manifest.json", "summary.json", "draws.npz", "posterior.nc"
@@ -63,6 +64,24 @@ def model_version() -> str:
             if wanted is None or name in wanted:
                 parts.append(ast.unparse(_Bare().visit(node)))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def fingerprint(process: Process) -> str:
+    """SHA-256 over what a prior of this process rests on: kinetics, vessel, medium, donor spreads, state at inoculation."""
+    parts = (*process.theta, process.initial, process.initial_sd, sorted(process.donor_sd.items()))
+    return hashlib.sha256("\n".join(repr(p) for p in parts).encode()).hexdigest()
+
+
+def unlike(artefact: Artefact, process: Process) -> str | None:
+    """Why an artefact is not of this process, in words; None where it is (or was written before processes were hashed)."""
+    told = artefact.manifest["provenance"]
+    if told.get("process") != process.name:
+        return f"was fitted to process {told.get('process')!r}, not {process.name!r}"
+    if told.get("process_sha256", fingerprint(process)) != fingerprint(process):
+        return (
+            f"was fitted to another {process.name!r}: its kinetics, vessel, medium, spreads or start differ; fit again"
+        )
+    return None
 
 
 class _Bare(ast.NodeTransformer):

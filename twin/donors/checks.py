@@ -19,7 +19,7 @@ from scipy.special import ndtr, stdtr
 
 from twin.donors.data import FitData
 from twin.donors.fit import Fit
-from twin.donors.model import NU, drift_prior, preset_population
+from twin.donors.model import NU, WELL_INFORMED, drift_prior, preset_population
 from twin.donors.prior import DonorPrior
 from twin.donors.target import Population, Target
 from twin.process import Process
@@ -84,20 +84,22 @@ def predictive_checks(fit: Fit, process: Process, seed: int = 1) -> Mapping[str,
     rows = rng.choice(len(flat["q"]), size=min(DRAWS, len(flat["q"])), replace=False)
     channels = list(fit.data.samples)
     median, spread = preset_population(process, names)
-    loose = DonorPrior(names, median, np.diag(spread**2 + np.maximum(spread, 0.15) ** 2))
+    learnt = np.array([n in WELL_INFORMED for n in names])  # theirs is the uncertainty of the centre too
+    loose = DonorPrior(names, median, np.diag(spread**2 + learnt * np.maximum(spread, 0.15) ** 2))
     population = Population(names, loose.mean[None], loose.cov[None], {c: drift_prior(c) for c in CHANNELS})
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {c: [] for c in channels}
     for column, donor in enumerate(fit.data.donor_of):
         data = one_batch(fit.data, column)
-        data = replace(data, initial=data.initial._replace(doublings=np.array([flat["doublings0"][:, column].mean()])))
         target = Target(population, data, process)
+        entered = np.array([flat["doublings0"][:, column].mean()])
+        known_start = Target(population, replace(data, initial=data.initial._replace(doublings=entered)), process)
         seeds = [flat[f"ln_{k}"][rows, column] for k in ("viable0", "dead0", "car_odds0", "exhausted0")]
         noise = np.log(flat["q"][rows][:, [channels.index(c) for c in target.channels]])
         after = np.column_stack([flat["theta"][rows, donor], *seeds, noise])
         centre, cov = target.prior
         before = rng.multivariate_normal(centre, cov, size=DRAWS)
         a, channel = pit(target, before)
-        b, _ = pit(target, after)
+        b, _ = pit(known_start, after)
         for c in target.channels:
             own = np.array([k == c for k in channel])
             found[c].append((a[own], b[own]))

@@ -115,18 +115,24 @@ def prepare(batches: Sequence[RecordedBatch], process: Process, covariates: Sequ
                 "different times are needed: complete its counts or leave the batch out"
             )
         _demand_actions(b, process)
+        if b.preset not in (None, process.name):
+            raise FitError(
+                f"batch {b.id!r} is of preset {b.preset!r}, not {process.name!r}: leave it out, or give its preset"
+            )
+    _demand_different(batches)
+    chain = _chain(reactor, process)
     columns = {b.id: k for k, b in enumerate(reactor)}
     samples = {c: s for c in FITTED if (s := _samples(c, reactor, columns, process)).time.size}
     return FitData(
         donors=donors,
         batches=tuple(b.id for b in reactor),
         donor_of=np.array([donors.index(b.donor) for b in reactor]),
-        horizon=float(max(s.time.max() for s in samples.values())),
+        horizon=float(np.nanmax([*(s.time.max() for s in samples.values()), *(chain.harvested if chain else ())])),
         applied=tuple(tuple(sorted(b.actions, key=lambda a: a.at)) for b in reactor),
         initial=_initial(reactor, process),
         samples=samples,
         static=_static(batches, donors, process),
-        chain=_chain(reactor, process),
+        chain=chain,
         covariates={name: _covariate(name, reactor, donors) for name in covariates},
         sha256=data_hash(batches),
     )
@@ -161,6 +167,23 @@ def prepare_one(record: RecordedBatch, process: Process, until: float | None = N
         covariates={},
         sha256=data_hash([record]),
     )
+
+
+def _demand_different(batches: Sequence[RecordedBatch]) -> None:
+    """No impossible reading, no batch twice, no stage of a donor twice before the bioreactor."""
+    seen: dict[tuple[object, ...], str] = {}
+    for b in batches:
+        for m in b.final:
+            if why := impossible(m.channel, m.value):
+                raise FitError(f"batch {b.id!r}: {m.id!r}: {why}: correct or retract it")
+        keys: list[tuple[object, ...]] = [("readings", *((m.channel, m.sampled_at, m.value) for m in b.final))]
+        if b.metadata.get("stage") in STATIC_STAGES:
+            keys.append((b.donor, b.metadata["stage"]))
+        for key in keys:
+            if key in seen and len(key) > 1:
+                what = "the same readings" if key[0] == "readings" else f"another {key[1]} of donor {key[0]!r}"
+                raise FitError(f"batch {b.id!r} has {what} as {seen[key]!r}: leave one out")
+            seen[key] = b.id
 
 
 def _demand_actions(b: RecordedBatch, process: Process) -> None:
@@ -226,6 +249,11 @@ def _static(batches: Sequence[RecordedBatch], donors: tuple[str, ...], process: 
     ]  # fmt: skip
     if not cultures:
         return None
+    for b in cultures:
+        if bad := [m.id for m in b.final if m.channel == COUNTS and m.value <= 0.0]:
+            raise FitError(
+                f"batch {b.id!r}: {bad[0]!r}: a static culture counted at nothing has no growth: correct or retract it"
+            )
     samples = _samples(COUNTS, cultures, {b.id: k for k, b in enumerate(cultures)}, process)
     return StaticCultures(
         samples,

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from twin.donors.artefact import Artefact, save_prior
+from twin.donors.artefact import Artefact, fingerprint, save_prior, unlike
 from twin.donors.data import FitData, FitError, prepare
 from twin.donors.model import CENTRED, FIT_PARAMETERS, SPAN, build, population, preset_population, starting_scales
 from twin.donors.prior import DonorPrior
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     import pymc as pm
 
 PACKAGES = ("celltwin", "numpy", "scipy", "casadi", "pymc", "pytensor", "nutpie", "arviz")
-POPULATION = ("m", "L_stds", "theta", "effect", "yield", "yield_sd", "ln_collected", "collected_sd", "q")
+POPULATION = (
+    "m", "L_stds", "L_corr", "theta", "effect", "yield", "yield_sd", "ln_collected", "collected_sd", "ln_phi", "phi_sd", "q",
+    "q_static",
+)  # fmt: skip
 """What the diagnostics look at: everything the prior is made of."""
 
 
@@ -144,7 +148,7 @@ def fit(
     data = prepare(records, process, covariates)
     posterior, sampler = sample_fit(data, process, names, settings, tick)
     diagnostics = diagnose(posterior)
-    draws = new_donor(posterior, process, names, np.random.default_rng([settings.seed, 28]))
+    draws = new_donor(posterior, process, names, np.random.default_rng([settings.seed, 28]), data.covariates)
     prior = DonorPrior(
         names,
         draws.mean(axis=0),
@@ -176,14 +180,18 @@ def coordinates(model: pm.Model, data: FitData, process: Process, names: tuple[s
 
 
 def new_donor(
-    posterior: arviz.InferenceData, process: Process, names: tuple[str, ...], rng: np.random.Generator
+    posterior: arviz.InferenceData,
+    process: Process,
+    names: tuple[str, ...],
+    rng: np.random.Generator,
+    covariates: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Float[np.ndarray, "n p"]:
-    """ln kinetics of donors not yet seen, one a posterior draw, in the order of `names`.
+    """ln kinetics of donors not yet seen, one a posterior draw, in the order of `names`; their covariates are not known.
 
     m + L z for those whose population was learnt, the population's own uncertainty included; the preset for the others.
     """
     shared, given = population(names)
-    m, root = population_draws(posterior).values()
+    m, root = population_draws(posterior, covariates).values()
     own = m + np.einsum("nij,nj->ni", root, rng.standard_normal(m.shape))
     median, spread = preset_population(process, given)
     rest = median + spread * rng.standard_normal((len(m), len(given)))
@@ -191,21 +199,34 @@ def new_donor(
     return np.stack([columns[n] for n in names], axis=1)
 
 
-def population_draws(posterior: arviz.InferenceData) -> dict[str, np.ndarray]:
-    """Draws of the population: centres `m` [n, s] and roots `root` [n, s, s] of the covariances of ln kinetics."""
-    p = posterior.posterior
+def population_draws(
+    posterior: arviz.InferenceData, covariates: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> dict[str, np.ndarray]:
+    """Draws of the population: centres `m` [n, s] and roots `root` [n, s, s] of the covariances of ln kinetics.
+
+    What covariates explain is part of a new donor's spread: his are not known.
+    """
+    p = posterior["posterior"]
     m = np.asarray(p["m"])
     m = m.reshape(-1, m.shape[-1])
     scale = np.asarray(p["L_stds"]).reshape(m.shape)
     corr = np.asarray(p["L_corr"]).reshape(-1, m.shape[1], m.shape[1])
-    return {"m": m, "root": scale[:, :, None] * np.linalg.cholesky(corr + 1e-10 * np.eye(m.shape[1]))}
+    root = scale[:, :, None] * np.linalg.cholesky(corr + 1e-10 * np.eye(m.shape[1]))
+    if covariates:
+        effect = np.asarray(p["effect"]).reshape(len(m), len(covariates), m.shape[1])
+        shared = np.atleast_2d(np.cov(np.stack(list(covariates.values())), bias=True))
+        explained = np.einsum("ncs,cd,ndt->nst", effect, shared, effect)
+        root = np.linalg.cholesky(root @ np.swapaxes(root, 1, 2) + explained)
+    return {"m": m, "root": root}
 
 
 def diagnose(posterior: arviz.InferenceData, limits: Limits = Limits()) -> Diagnostics:  # noqa: B008 - immutable
     """R-hat, effective sample sizes, divergences and E-BFMI, and what to do about them."""
     az = import_arviz()
     names = [n for n in POPULATION if n in posterior.posterior]
-    table = az.summary(posterior, var_names=names, kind="diagnostics", round_to="none")
+    with np.errstate(all="ignore"):  # the diagonal of a correlation never varies
+        table = az.summary(posterior, var_names=names, kind="diagnostics", round_to="none")
+    table = table[[not _constant(str(name)) for name in table.index]]
     stats = posterior.sample_stats
     divergent = int(np.asarray(stats["diverging"]).sum()) if "diverging" in stats else 0
     draws = int(np.prod(np.asarray(posterior.posterior["m"]).shape[:2]))
@@ -214,6 +235,8 @@ def diagnose(posterior: arviz.InferenceData, limits: Limits = Limits()) -> Diagn
         float(f(table[c])) for f, c in ((np.nanmax, "r_hat"), (np.nanmin, "ess_bulk"), (np.nanmin, "ess_tail"))
     )
     problems: list[str] = []
+    if stuck := [str(n) for n in table.index[~np.isfinite(table["r_hat"])]]:
+        problems.append(f"{len(stuck)} parameters never moved or are no numbers ({stuck[0]}): raise --tune")
     if r_hat > limits.r_hat:
         problems.append(
             f"R-hat {r_hat:.3f} of {table['r_hat'].idxmax()} is above {limits.r_hat}: chains disagree; raise --tune and --draws"
@@ -226,9 +249,15 @@ def diagnose(posterior: arviz.InferenceData, limits: Limits = Limits()) -> Diagn
         problems.append(
             f"{divergent} of {draws} draws diverged: raise --tune, or try the other parametrisation (--centred/--non-centred)"
         )
-    if energy < limits.e_bfmi:
+    if "energy" in stats and not energy >= limits.e_bfmi:
         problems.append(f"E-BFMI {energy:.2f} is under {limits.e_bfmi}: raise --tune, or try the other parametrisation")
     return Diagnostics(r_hat, bulk, tail, divergent, draws, energy, str(table["r_hat"].idxmax()), tuple(problems))
+
+
+def _constant(name: str) -> bool:
+    """Is this the diagonal of a correlation matrix?"""
+    inside = name.partition("[")[2].rstrip("]").split(", ")
+    return name.startswith("L_corr[") and len(inside) == 2 and inside[0] == inside[1]
 
 
 def demand_sound(diagnostics: Diagnostics) -> None:
@@ -246,18 +275,29 @@ class Succession(NamedTuple):
     moved: Mapping[str, tuple[float, float]]  # by kinetic parameter: centre in sd of before, and sd over sd of before
 
 
-def succeed(before: Artefact, result: Fit, process: Process) -> Succession:
-    """What is new since `before`. Raises FitError where the data lack one of its donors, or it is of another process."""
+def demand_successor(before: Artefact, donors: Sequence[str], process: Process) -> None:
+    """Raises FitError where data of these donors cannot succeed `before`: another process, one of its donors missing, none new."""
+    if why := unlike(before, process):
+        raise FitError(f"the prior to follow {why}")
     told = before.manifest["provenance"]
-    if told.get("process") != process.name:
-        raise FitError(f"the prior to follow is of process {told.get('process')!r}, not {process.name!r}")
-    known, now = set(told.get("donors", ())), set(result.data.donors)
-    if missing := sorted(known - now):
+    if told.get("method") == "em":
+        raise FitError(
+            "the prior to follow was made by --method em, which names batches, not donors: fit without --follows"
+        )
+    known = set(told.get("donors", ()))
+    if missing := sorted(known - set(donors)):
         raise FitError(
             f"the prior to follow rests on {', '.join(missing)}, who are not in the data: add their batches, or leave --follows out"
         )
-    if known == now:
+    if known == set(donors):
         raise FitError("the prior to follow rests on the same donors: there is nothing new to learn")
+
+
+def succeed(before: Artefact, result: Fit, process: Process) -> Succession:
+    """What is new since `before`. Raises FitError as `demand_successor`."""
+    demand_successor(before, result.data.donors, process)
+    told = before.manifest["provenance"]
+    added = set(result.data.donors) - set(told.get("donors", ()))
     shared = [n for n in result.prior.names if n in before.prior.names]
     moved: dict[str, tuple[float, float]] = {}
     for n in shared:
@@ -268,7 +308,7 @@ def succeed(before: Artefact, result: Fit, process: Process) -> Succession:
             float(result.prior.cov[k, k]) ** 0.5 / sd,
         )
     version = int(told.get("follows", {}).get("version", 0)) + 1
-    return Succession(version, str(before.manifest["sha256"]), tuple(sorted(now - known)), moved)
+    return Succession(version, str(before.manifest["sha256"]), tuple(sorted(added)), moved)
 
 
 def save_fit(
@@ -294,7 +334,7 @@ def save_fit(
     }
     return save_prior(
         folder, result.prior, result.draws[::thin][:keep], summary, provenance(result, process, command, follows),
-        result.posterior if whole else None, {k: v[::thin][:keep] for k, v in population_draws(result.posterior).items()},
+        result.posterior if whole else None, {k: v[::thin][:keep] for k, v in population_draws(result.posterior, result.data.covariates).items()},
     )  # fmt: skip
 
 
@@ -305,6 +345,7 @@ def provenance(result: Fit, process: Process, command: str, follows: Succession 
         "command": command,
         **({} if follows is None else {"follows": follows._asdict()}),
         "process": process.name,
+        "process_sha256": fingerprint(process),
         "donors": list(result.data.donors),
         "data_sha256": result.data.sha256,
         "settings": result.settings._asdict(),

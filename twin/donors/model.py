@@ -127,7 +127,8 @@ def build(
         doublings = pt.as_tensor(np.asarray(x0.doublings, dtype=float))
         static = Static(data.static, len(data.donors), kinetic) if data.static is not None else None
         if static is not None and data.static is not None:
-            doublings = static.doublings(data.static, len(data.donors))[data.donor_of]
+            expected = np.full(len(data.donors), float(process.initial.doublings))
+            doublings = static.doublings(data.static, expected)[data.donor_of]
         doublings = pm.Deterministic("doublings0", doublings + np.zeros(len(data.batches)), dims="batch")
         viable = pt.exp(pm.Normal("ln_viable0", np.log(np.mean(x0.viable)), VIABLE0_SD, dims="batch"))
         dead = pt.exp(pm.Normal("ln_dead0", np.log(np.mean(x0.dead)), DEAD0_SD, dims="batch"))
@@ -147,11 +148,12 @@ def build(
         drift = _observe(data, path, steps, span)
         if data.chain is not None:
             at = np.nan_to_num(data.chain.harvested)
-            cells = read_path(path, at, np.arange(len(data.batches)), steps, span)("car_positive", "car_negative")
+            held = read_path(path, at, np.arange(len(data.batches)), steps, span)
+            cells = held("car_positive", "car_negative") * held("volume")
             observe_chain(
                 data,
                 static,
-                pt.log(cells * np.asarray(x0.volume)),
+                pt.log(cells),
                 drift[list(data.samples).index(COUNTS)] * np.sqrt(at),
             )
     return model

@@ -63,13 +63,14 @@ class Static:
         scale = pt.sqrt(s.sd**2 + self.drift**2 * s.time)
         pm.StudentT("seen_static", nu=4.0, mu=predicted, sigma=scale, observed=np.log(s.value))
 
-    def doublings(self, static: StaticCultures, donors: int) -> Any:
-        """Doublings [donor] with which cells enter the bioreactor."""
+    def doublings(self, static: StaticCultures, expected: np.ndarray) -> Any:
+        """Doublings [donor] with which cells enter the bioreactor; as `expected` where a donor lacks one of the cultures."""
         import pytensor.tensor as pt
 
-        total = pt.zeros(donors)
+        total = pt.zeros(len(expected))
         total = pt.inc_subtensor(total[static.donor], self.grown(static.length, static.donor, static.lagging))
-        return pt.maximum(total / LN2, 0.5)
+        whole = np.bincount(static.donor, minlength=len(expected)) == len(STATIC_STAGES)
+        return pt.switch(whole, pt.maximum(total / LN2, 0.5), expected)
 
 
 def _exp(x: Any) -> Any:

@@ -246,6 +246,12 @@ def _sum(op: Any, x: np.ndarray) -> Any:
     return np.add.reduce(x.reshape(-1)) if op.axis is None else np.add.reduce(x, axis=tuple(op.axis))
 
 
+def _cumulated(op: Any, x: np.ndarray) -> Any:
+    if op.mode != "add":
+        raise NotImplementedError(f"the log-density has an operation that is not known here: {op}")
+    return np.add.accumulate(x, axis=op.axis)
+
+
 def _alloc(_: Any, value: np.ndarray, *shape: Any) -> np.ndarray:
     return np.broadcast_to(value, tuple(int(n) for n in shape)).copy()
 
@@ -258,7 +264,7 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "CheckParameterValue": lambda op, x: x,
     "Sum": _sum,
     "Join": lambda op, axis, *parts: np.concatenate(parts, axis=int(axis)),
-    "CumOp": lambda op, x: np.add.accumulate(x, axis=op.axis),
+    "CumOp": _cumulated,
     "Dot": lambda op, a, b: np.dot(a, b),
     "Alloc": _alloc,
     "MakeVector": _make_vector,
@@ -285,7 +291,7 @@ _SCALAR: dict[str, Callable[..., Any]] = {
 def _elementwise(scalar: Any, inputs: list[Any]) -> np.ndarray:
     """One scalar operation over broadcast arrays of symbols and numbers."""
     f = _SCALAR.get(type(scalar).__name__)
-    if f is None:
+    if f is None or (type(scalar).__name__ == "Cast" and "float" not in scalar.o_type.dtype):
         raise NotImplementedError(f"the log-density has an operation that is not known here: {scalar}")
     shape = np.broadcast_shapes(*(np.shape(i) for i in inputs))
     rows = zip(*(np.broadcast_to(i, shape).ravel().tolist() for i in inputs), strict=True)
