@@ -10,6 +10,7 @@ import pytest
 
 from controllers.recipes import recipe_control
 from simulators.matched import Run, matched_run, told
+from tests.twin.retold import reported
 from twin.batch import apply, assimilate, believe_at, latest, start
 from twin.bioreactor import Control
 from twin.config import load_config
@@ -32,17 +33,6 @@ from twin.inputs import Drive, course
 PROCESS = load_config("car_nk")
 TAU = 8.0
 """When something goes wrong [d]."""
-
-
-def reported(run: Run, gain: float) -> Run:
-    """The run as it is told when the perfusion pump delivers `gain` times what it reports from `TAU` on."""
-    facts = tuple(
-        replace(f, rate=f.rate / gain)
-        if isinstance(f, ControlApplied) and f.actuator == "perfusion" and f.at >= TAU
-        else f
-        for f in run.facts
-    )
-    return run._replace(facts=facts)
 
 
 def announced(batch: Batch, factor: float) -> Batch:
@@ -156,7 +146,7 @@ def test_what_the_screen_holds_back_and_what_comes_later_does_not_speak() -> Non
 
 @pytest.mark.slow
 def test_a_clogged_pump_is_named_with_its_factor_and_its_onset(run: Run) -> None:
-    found = diagnose(told(reported(run, 0.3)), 11.0)
+    found = diagnose(told(reported(run, 0.3, TAU)), 11.0)
     assert (found.best.kind, found.best.target) == ("delivery", "perfusion")
     assert 0.15 <= found.best.factor <= 0.45
     assert abs(found.best.since - TAU) <= 0.5
@@ -175,7 +165,7 @@ def test_a_wrong_bag_is_told_from_a_pump(sound: Batch) -> None:
 
 @pytest.mark.slow
 def test_a_standing_diagnosis_is_not_forgotten_when_its_onset_leaves_the_window(run: Run) -> None:
-    batch = told(reported(run, 0.3))
+    batch = told(reported(run, 0.3, TAU))
     standing = diagnose(batch, 10.5)
     fresh, followed = diagnose(batch, 11.0, window=2.0), diagnose(batch, 11.0, standing, window=2.0)
     assert followed.after == pytest.approx(standing.best.since - 1.0)
@@ -196,7 +186,7 @@ def test_nothing_is_announced_of_a_sound_reactor(seed: int) -> None:
 @pytest.mark.slow
 def test_a_corrected_batch_is_the_batch_that_was_told_the_truth(run: Run) -> None:
     """Two routes to one belief: a lying read-back corrected, and the true one told."""
-    lied = told(reported(run, 0.3))
+    lied = told(reported(run, 0.3, TAU))
     found = diagnose(lied, 11.0).best
     mended = corrected(lied, found._replace(factor=0.3, since=TAU))
     np.testing.assert_allclose(mended.belief.mean, told(run).belief.mean, rtol=0.0, atol=1e-9)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulators.matched import Run, matched_run, told
+from tests.twin.retold import reported
 from twin.batch import apply, assimilate, start
 from twin.bioreactor import Control, Kinetics, State, to_coordinates
 from twin.config import load_config
@@ -237,20 +238,9 @@ def test_a_read_back_that_lags_behind_the_recipe_is_a_departure_and_a_command_is
     assert rises(batch, "perfusion", 10.0) == [(6.0, 0.25)]
 
 
-def without_feed(run: Run, gain: float) -> Batch:
-    """The run as it is told when the perfusion pump delivers `gain` times what it reports from `TAU` on."""
-    facts = tuple(
-        replace(f, rate=f.rate / gain)
-        if isinstance(f, ControlApplied) and f.actuator == "perfusion" and f.at >= TAU
-        else f
-        for f in run.facts
-    )
-    return told(run._replace(facts=facts))
-
-
 @pytest.mark.slow
 def test_a_clogged_pump_is_named_and_costs_cells(run: Run) -> None:
-    found = attribute(without_feed(run, 0.3), float(DAYS), n=100)
+    found = attribute(told(reported(run, 0.3, TAU)), float(DAYS), n=100)
     assert sum(c.probability for c in found.causes) == pytest.approx(1.0, abs=1e-9)
     assert [c.probability for c in found.causes] == sorted((c.probability for c in found.causes), reverse=True)
     best = found.best

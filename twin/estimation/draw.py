@@ -4,7 +4,7 @@ A belief is Gaussian in the logarithms of state and kinetics, and growth is not 
 enough to have stopped a culture that is seen to grow keeps the weight that a straight line gives it. What the readings
 inform of these coordinates together is how fast the cells grow now. So draws are proposed from the Gaussian and resampled
 by how likely their own growth rate makes the readings, over how likely the tangent at the mean does. That takes out what
-cannot be; it does not add what the Gaussian has no draws for.
+cannot be; it does not add what the Gaussian has no draws for, and it takes the mean as it is believed.
 """
 
 from __future__ import annotations
