@@ -1,8 +1,9 @@
 """Trajectories of many columns and their exact discrete adjoint, in vector code where a compiler is found.
 
 The step is `twin.transition.step_function`: RK4 of `twin.bioreactor.rates` with its floors, the one the filter uses, on
-a coarser grid (transcendental functions by the C library's vector versions). CasADi differentiates it in reverse, so that one sweep back gives the gradient of any function of the
-whole trajectory with respect to initial state and learnt kinetics, exact for the scheme (not for the differential equation).
+a coarser grid (transcendental functions by the C library's vector versions). CasADi differentiates it in reverse, so that one
+sweep back gives the gradient of any function of the whole trajectory with respect to initial state and learnt kinetics, exact
+for the scheme (not for the differential equation).
 """
 
 from __future__ import annotations

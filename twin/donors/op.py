@@ -1,8 +1,8 @@
 """The bioreactor trajectory as one PyTensor operation with an exact gradient.
 
-Why not `pytensor.scan`: its gradient of one RK4 step of the 13 states is a graph of 27,052 nodes; building it took 35 s
-and neither the C nor the Numba linker had compiled it after 4 minutes on a busy machine. This operation is vector code
-from the same step, its adjoint by reverse differentiation (`twin.donors.adjoint`), built once.
+Why not `pytensor.scan`: the gradient of one RK4 step of the 13 states is a graph of tens of thousands of nodes, which takes
+PyTensor's linkers minutes to compile. This operation is vector code from the same step, its adjoint by reverse differentiation
+(`twin.donors.adjoint`), built once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Growth that slows is explained by lactate or by the replicative limit: coordinates in which a sampler can walk between.
 
 Data tell how much growth is lost late in a batch, hardly which of the two took it: in K_L and PD_max the posterior is a
-narrow ridge that bends around a corner, on which chains of a thousand draws had effective sample sizes of a few dozen. With
+narrow ridge that bends around a corner, along which chains hardly move. With
 
     A = ln (L/K_L)^2        at the highest lactate of the donor's batch
     B = ln (PD/PD_max)^6    at its last doublings
@@ -9,7 +9,8 @@ narrow ridge that bends around a corner, on which chains of a thousand draws had
     split = A - B           which of the two took it
 
 total is what the data know and split what they do not. The map (A, B) -> (total, split) keeps volumes (its determinant is -1)
-and K_L, PD_max are log-linear in A, B: the density needs no correction but a constant (`volume`). Only where a sampler walks changes, not the model.
+and K_L, PD_max are log-linear in A, B: the density needs no correction but a constant (`volume`). Where a sampler walks changes,
+the model does not.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ class Ridge(NamedTuple):
 
 
 def ridge(data: FitData, owners: tuple[str, ...], variable: str, columns: tuple[str, ...]) -> Ridge | None:
-    """The ridges of a model whose unconstrained `variable` is [donor, column]; None where it lacks either parameter."""
+    """The ridges of a model whose unconstrained `variable` is [donor, column]; None where it lacks either parameter.
+
+    What they are compared with need not be exact: any other choice straightens less well, and is as right.
+    """
     if not {LACTATE, LIMIT} <= set(columns) or variable not in owners:
         return None
     first, n = owners.index(variable), len(columns)

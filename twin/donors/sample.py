@@ -24,7 +24,7 @@ SCALES = ("L_cholesky-cov-packed__", "yield_sd_log__", "collected_sd_log__", "ph
 
 
 TARGET_ACCEPT = 0.9
-"""Of the step-size adaptation: at .8 single draws diverge where growth slows by lactate or by the replicative limit."""
+"""Of the step-size adaptation: small steps, for corners where growth slows by lactate or by the replicative limit."""
 
 
 class Density(NamedTuple):

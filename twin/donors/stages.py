@@ -48,8 +48,10 @@ class Static:
 
     def grown(self, t: Any, donor: Any, lagging: Any) -> Any:
         """Time-integral of the growth rate [ln units] over the first t days."""
+        import pytensor.tensor as pt
+
         tau = self.lag[donor]
-        return self.rate[donor] * (t - lagging * tau * (1.0 - _exp(-t / tau)))
+        return self.rate[donor] * (t - lagging * tau * (1.0 - pt.exp(-t / tau)))
 
     def _observe(self, static: StaticCultures) -> None:
         import pymc as pm
@@ -71,12 +73,6 @@ class Static:
         total = pt.inc_subtensor(total[static.donor], self.grown(static.length, static.donor, static.lagging))
         whole = np.bincount(static.donor, minlength=len(expected)) == len(STATIC_STAGES)
         return pt.switch(whole, pt.maximum(total / LN2, 0.5), expected)
-
-
-def _exp(x: Any) -> Any:
-    import pytensor.tensor as pt
-
-    return pt.exp(x)
 
 
 def observe_chain(data: FitData, static: Static | None, harvested: Any, harvested_sd: Any) -> None:

@@ -42,7 +42,7 @@ from twin.transition import advance_many, flat
 
 SEED = ("viable0", "dead0", "car_odds0", "exhausted0")
 COMPONENTS = 80
-"""Draws of the population that make the mixture; more change nothing that 17 donors could tell."""
+"""Draws of the population that make the mixture: what a density costs grows with them."""
 _QUANTITIES = (
     "viable",
     "dead",
@@ -154,7 +154,10 @@ class Readings(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Log-density of one donor, up to a constant. Columns are rows of `u` [m, d]; not finite where the path is not."""
+    """Log-density of one donor and his readings, normalised: its integral is the evidence.
+
+    Columns are rows of `u` [m, d]; not finite where the path is not.
+    """
 
     population: Population
     data: FitData

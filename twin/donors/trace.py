@@ -1,7 +1,7 @@
 """A PyMC model's log-density as CasADi instructions: the model stays the only definition, its graph is replayed.
 
-PyTensor's linkers either interpret every node (10 us each, a thousand nodes with the gradient) or compile them (over a
-minute of C or Numba, cold). Here the graph of the log-density is walked once with arrays of CasADi symbols in place of
+PyTensor's linkers either interpret every node, which is slow, or compile them, which takes long before the first draw
+(`celltwin bench donors` times its compiled gradient). Here the graph of the log-density is walked once with arrays of CasADi symbols in place of
 numbers: operations that only arrange values run PyTensor's own code, the others are written below. CasADi's virtual
 machine evaluates the result and its reverse-mode gradient without compiling anything. The trajectories of the bioreactor
 (`twin.donors.op`) are too large for that: they stay the compiled sweeps, and the graph is cut there.
