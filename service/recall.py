@@ -51,6 +51,17 @@ def plans(rows: Iterable[Row], batch: str) -> Plans:
     return found
 
 
+def acted_on(rows: Iterable[Row], batch: str, at: float) -> Plan | None:
+    """The plan that the newest decision until `at` [d] let through; None where it left the pumps to the recipe."""
+    newest: Plan | None = None
+    for row in rows:
+        if row.kind == "decision":
+            said: dict[str, Any] = json.loads(row.payload)
+            if said["batch"] == batch and said["at"] <= at:
+                newest = None if said["control"] is None else _plan(said["plan"])
+    return newest
+
+
 def _plan(said: Mapping[str, Any]) -> Plan:
     return Plan(
         issued_at=float(said["issued_at"]),

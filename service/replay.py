@@ -259,10 +259,8 @@ class Report(NamedTuple):
         return not self.mismatches
 
 
-def replay(
-    journal: Journal, batch: str, unit: str | None = None, progress: Callable[[int], None] = lambda rows: None
-) -> Report:
-    """Recompute a batch from the journal (whose chain its opening has verified) and compare all that was said.
+def begun_as(journal: Journal, batch: str, unit: str | None = None) -> tuple[Begun, Begun | None]:
+    """The batch of that name, and the next one of its unit (None: it is the newest).
 
     Raises ConfigError naming the known batches when `batch` is not there, or is there on several units and none is named.
     """
@@ -275,14 +273,24 @@ def replay(
         raise ConfigError(
             f"batch {batch!r} is on several units ({', '.join(b.unit for b in mine)}); name one with --unit"
         )
-    begun = mine[0]
-    later = [b.noted for b in known if b.unit == begun.unit and b.row > begun.row]
-    state = fold(journal, [begun], stop=min(later) if later else None, progress=progress)
+    later = (b for b in known if b.unit == mine[0].unit and b.row > mine[0].row)
+    return mine[0], next(later, None)
+
+
+def replay(
+    journal: Journal, batch: str, unit: str | None = None, progress: Callable[[int], None] = lambda rows: None
+) -> Report:
+    """Recompute a batch from the journal (whose chain its opening has verified) and compare all that was said.
+
+    Raises ConfigError as `begun_as` does.
+    """
+    begun, later = begun_as(journal, batch, unit)
+    state = fold(journal, [begun], stop=later and later.noted, progress=progress)
     left = state.expected.get(begun.unit, deque[Output]())
     mismatches = list(state.mismatches)
     unsaid = 0 if later else len(left)  # beyond the start of the next batch everything is said of that one
     if later and not _handed_over(state.desks[begun.unit], begun):
-        mismatches.append(Mismatch(min(later), "note", "note: the next batch does not begin now"))
+        mismatches.append(Mismatch(later.noted, "note", "note: the next batch does not begin now"))
     return Report(
         batch, begun.unit, journal.head.n, journal.head.hash, state.received, dict(state.compared), unsaid, tuple(mismatches)
     )  # fmt: skip
@@ -321,6 +329,6 @@ def _first(old: Any, new: Any, path: str) -> str | None:
 
 
 __all__ = [
-    "Begun", "Fold", "Mismatch", "Report", "Resumed", "batches", "fold", "newest_epoch", "place", "read_started", "replay",
+    "Begun", "Fold", "Mismatch", "Report", "Resumed", "batches", "begun_as", "fold", "newest_epoch", "place", "read_started", "replay",
     "resume", "settings_of", "started_entry", "wake",
 ]  # fmt: skip

@@ -9,8 +9,8 @@ gives the same draws, so that two schedules can be compared future by future.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -107,14 +107,18 @@ def run_futures(
     seed: int = 0,
     step: float = 0.25,
     harvest_at: float | None = None,
+    until: float | None = None,
+    also: Sequence[float] = (),
 ) -> Ensemble:
     """`n` futures from `now` [d] to the recipe's latest harvest day, controls renewed every `step` days.
 
     A future is harvested when the recipe's dose of viable cells is counted, at the latest on the recipe's last day; or, with
     `harvest_at`, on that day. None is carried further than `HORIZON`. Counts come in the rhythm and with the delay that the
-    batch has shown; their instants are edges of the ensemble's time beside the steps.
+    batch has shown; their instants are edges of the ensemble's time beside the steps. `also` are further instants [d] at which
+    controls are renewed; with `until` [d] the ensemble goes on past the harvest. Futures of the same seed, `also` and end meet
+    the same chances, whatever is scheduled and whenever it is harvested.
     """
-    rng, looks = (np.random.default_rng([seed, stream]) for stream in (20, 21))
+    rng, looks, between = (np.random.default_rng([seed, stream]) for stream in (20, 21, 22))
     process, layout, medium = batch.process, batch.layout, medium_at(batch, now)
     points = informed_draws(believe_at(batch, now), batch.prior, layout, process.theta, n, rng)
     theta = BioreactorModel(process, layout).theta_columns(points, medium)
@@ -124,25 +128,55 @@ def run_futures(
     advance, floor = advance_many(FUTURE_STEP), np.array(FLOOR)[:, None]
     x = np.maximum(np.array(from_coordinates(Coordinates(*np.exp(points[:N_STATE])))), floor)
     end = min(harvest_at if harvest_at is not None else process.recipe.harvest_latest, now + HORIZON)
+    beyond = max(end, now, min(until if until is not None else end, now + HORIZON))
     counts, lactate = (Rounds.of(batch, now, channel, points, looks) for channel in (COUNTS, "lactate"))
-    edges = counts.edges(np.append(np.arange(now, max(end, now) - 1e-9, step), max(end, now)))
+    usual = counts.edges(np.append(np.arange(now, beyond - 1e-9, step), beyond))
+    edges = refined(usual, (end, *also))
+    chances = _normals(usual, edges, n, rng, between)
     states, used, counted = [x], [np.zeros(n)], [counts.look(now, State(*x).viable) * x[VOLUME]]
-    for t, until in pairwise(edges):
+    for t, later in pairwise(edges):
         seen = _seen(State(*x), counts.value, lactate.look(float(t), x[LACTATE]))
         control = np.array([np.broadcast_to(np.asarray(u, dtype=float), (n,)) for u in schedule(float(t), seen)])
-        x = advance(x, control, theta, until - t)
-        shock = noise * np.sqrt(until - t) * rng.standard_normal((N_STATE, n))
+        x = advance(x, control, theta, later - t)
+        shock = noise * np.sqrt(later - t) * next(chances)
         moved = np.array(to_coordinates(State(*x))) * np.exp(shock)
         x = np.maximum(np.array(from_coordinates(Coordinates(*moved))), floor)
         states.append(x)
-        used.append(used[-1] + control[0] * (until - t))
-        counted.append(counts.look(float(until), State(*x).viable) * x[VOLUME])
+        used.append(used[-1] + control[0] * (later - t))
+        counted.append(counts.look(float(later), State(*x).viable) * x[VOLUME])
     history, volumes = np.array(states), np.array(used)
-    reached = np.array(counted) >= process.recipe.harvest_cells
-    last = len(edges) - 1
+    last = int(np.abs(edges - end).argmin())
+    reached = np.array(counted)[: last + 1] >= process.recipe.harvest_cells
     harvest = np.where(reached.any(axis=0), reached.argmax(axis=0), last) if harvest_at is None else np.full(n, last)
     column = np.arange(n)
     return Ensemble(edges, history, harvest, State(*history[harvest, :, column].T), volumes[harvest, column])
+
+
+def refined(edges: np.ndarray, also: Sequence[float]) -> np.ndarray:
+    """`edges` [d] and, where none is near, the instants `also` that lie between the first and the last."""
+    for t in sorted(also):
+        if edges[0] < t < edges[-1] and np.abs(edges - t).min() >= ROUND:
+            edges = np.insert(edges, np.searchsorted(edges, t), t)
+    return edges
+
+
+def _normals(
+    usual: np.ndarray, edges: np.ndarray, n: int, rng: np.random.Generator, between: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Standard normals [13, n] of the stretches of `edges`; those of a divided stretch of `usual` add up to its own.
+
+    The chances of a stretch come from `rng` whether it is divided or not, those within it from `between` (a Brownian bridge).
+    """
+    for a, b in pairwise(usual):
+        whole = rng.standard_normal((N_STATE, n))
+        inner = edges[(edges > a) & (edges < b)]
+        left = whole * np.sqrt(b - a)
+        for t in inner:
+            part = left * ((t - a) / (b - a))
+            part += np.sqrt((t - a) * (b - t) / (b - a)) * between.standard_normal((N_STATE, n))
+            yield part / np.sqrt(t - a)
+            a, left = t, left - part
+        yield left / np.sqrt(b - a) if inner.size else whole
 
 
 @dataclass(slots=True)
@@ -250,21 +284,30 @@ def forecast(
 ) -> Forecast:
     """Forecast from `now` [d] under `schedule`; with `intervene`, the last useful day as well (costs about tenfold)."""
     ensemble = run_futures(batch, now, schedule, n=n, seed=seed, step=step, harvest_at=harvest_at)
-    targets = batch.process.targets
-    bands: dict[str, Band] = {}
-    for name, quantity in QUANTITIES.items():
-        low, middle, high = np.quantile(quantity(State(*np.moveaxis(ensemble.states, 1, 0))), [0.05, 0.5, 0.95], axis=1)
-        bands[name] = Band(ensemble.t, low, middle, high)
+    found = summary(ensemble, batch.process.targets)
+    if not intervene:
+        return found
+    return replace(found, last_useful_day=last_useful_day(batch, now, schedule, n=n, seed=seed, step=step))
+
+
+def summary(ensemble: Ensemble, targets: tuple[Target, ...]) -> Forecast:
+    """What an ensemble of futures says."""
+    states = State(*np.moveaxis(ensemble.states, 1, 0))
     return Forecast(
-        from_time=now,
-        bands=bands,
+        from_time=float(ensemble.t[0]),
+        bands={name: band(ensemble.t, quantity(states)) for name, quantity in QUANTITIES.items()},
         p_pass={t.cqa: float(passes(t, ensemble.harvested).mean()) for t in targets},
         p_release=float(release(ensemble, targets).mean()) if targets else 1.0,
         harvest=quantiles(ensemble.t[ensemble.harvest]),
         medium=quantiles(ensemble.perfused),
-        last_useful_day=last_useful_day(batch, now, schedule, n=n, seed=seed, step=step) if intervene else None,
-        n=n,
+        last_useful_day=None,
+        n=ensemble.perfused.size,
     )
+
+
+def band(t: np.ndarray, values: np.ndarray) -> Band:
+    """Quantiles of `values` [k, m] at instants `t` [k] over the m futures."""
+    return Band(t, *np.quantile(values, [0.05, 0.5, 0.95], axis=1))
 
 
 def last_useful_day(

@@ -16,6 +16,8 @@ from twin.estimation.observability import Informed, observability
 from twin.evidence import ControlApplied, Event, Fact, Measurement
 from twin.futures import Forecast, Schedule, forecast
 from twin.process import Process
+from twin.whatif.edits import Edits
+from twin.whatif.paired import WhatIf, whatif
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +63,26 @@ class Twin:
             return schedule if isinstance(schedule, Control) else schedule(t, x)
 
         return forecast(self.batch, now, held, n=n, seed=seed)
+
+    def whatif(
+        self,
+        now: float,
+        edits: Edits | str | Iterable[str],
+        schedule: Schedule | Control,
+        *,
+        n: int = 2000,
+        seed: int = 0,
+    ) -> WhatIf:
+        """What edits such as "feed*1.1 for 6h; harvest on 12" of a schedule or a held control would change from day `now` on.
+
+        Paired futures: deltas with bands, changes of P with their standard error. Raises ValueError for an edit that is not
+        understood or does not fit the batch.
+        """
+
+        def held(t: float, x: State) -> Control:
+            return schedule if isinstance(schedule, Control) else schedule(t, x)
+
+        return whatif(self.batch, now, edits, held, n=n, seed=seed)
 
     def trajectory(self, times: Iterable[float]) -> Any:
         """Table (pandas) of the filtered estimate over `times`: one row a time and quantity."""

@@ -1,7 +1,10 @@
-"""`python -m service.bench JSON`: the part of a benchmark that needs a process of its own."""
+"""`python -m service.bench [mpc] JSON`: the part of a benchmark that needs a process of its own."""
 
 import sys
 
-from service.bench.filters import answer
+if sys.argv[1] == "mpc":
+    from service.bench.mpc import answer
+else:
+    from service.bench.filters import answer
 
-sys.stdout.write(answer(sys.argv[1]) + "\n")
+sys.stdout.write(answer(sys.argv[-1]) + "\n")

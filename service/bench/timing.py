@@ -39,7 +39,7 @@ class Row:
 
     name: str
     group: str
-    run: Callable[[], Posterior]
+    run: Callable[[], Any]  # -> what it computed
     times: int  # how often it is timed in all
     scale: float = 1.0  # the work of the group over the work that is timed
 
@@ -50,7 +50,7 @@ class Timed(NamedTuple):
     name: str
     group: str
     ms: tuple[float, ...]
-    posterior: Posterior | None
+    posterior: Any | None  # what it computed
     skipped: str = ""
     base_ms: float | None = None  # median of the first row of the group, where that was timed in another process
 

@@ -14,7 +14,7 @@ LIKELY = 0.5
 
 def edits_of(had: str | None, mode: str) -> tuple[Any, ...] | None:
     """The edits of `--had`, or None; one line and exit 2 for what is none, or where nothing is finished."""
-    from twin.retrospect.edits import parse_edits
+    from twin.whatif.edits import parse_edits
 
     if had is None:
         return None
@@ -24,6 +24,22 @@ def edits_of(had: str | None, mode: str) -> tuple[Any, ...] | None:
         return parse_edits(had)
     except ValueError as error:
         fail(f"--had: {error}")
+
+
+def ahead_of(edit: list[str] | None, mode: str) -> Any | None:
+    """The edits of `--edit`, or None; one line and exit 2 for what is none, or where nothing lies ahead."""
+    from twin.whatif.edits import Edits
+
+    if edit is None:
+        return None
+    if mode != "realtime":
+        fail(
+            f"--edit {edit[0]!r}: asks about a running batch: give --mode realtime (a finished one: --had, a plan: --set)"
+        )
+    try:
+        return Edits.parse(edit)
+    except ValueError as error:
+        fail(f"--edit: {error}")
 
 
 def looked_back(known: Any, at: float, had: tuple[Any, ...] | None, n: int, seed: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from service.cli._retrospect import edits_of, looked_back, print_back
+from service.cli import whatif as paired
+from service.cli._retrospect import ahead_of, edits_of, looked_back, print_back
 from service.cli._tracking import deliver, tracked
 from service.cli.console import console, emit_json, fail, progress
 
@@ -65,6 +66,10 @@ def condition(
     level: Annotated[float, typer.Option(help="P that the region of the map must reach.")] = 0.9,
     intervene: Annotated[bool, typer.Option(help="The last useful day to intervene (realtime).")] = True,
     by_day: Annotated[bool, typer.Option("--by-day", help="P(pass) as it was on each day.")] = False,
+    edit: Annotated[
+        list[str] | None,
+        typer.Option(help='Realtime: what an edit of the recipe would change, as in "feed*1.1 for 6h". Repeatable.'),
+    ] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for pictures, PNG and SVG.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
@@ -80,7 +85,7 @@ def condition(
     from twin.evidence import Refused
     from twin.futures import forecast
 
-    edits = edits_of(had, mode)
+    edits, ahead = edits_of(had, mode), ahead_of(edit, mode)
     asked = Asked(settings or [], search, within or [], policies, budget, evaluations, map_of, level, intervene, by_day)
     asked.check(data, mode)
     process, artefact = load_config(preset), load_artefact(prior)
@@ -150,16 +155,26 @@ def condition(
         report |= looked_back(known, at, edits, futures, seed)
     behind = donors_behind(artefact.manifest["provenance"])
     report |= asked.answer(known, at, mode, closed, futures, seed, behind)
+    changed = None
+    if ahead is not None:
+        if closed:
+            fail(f"--edit: batch {record.id!r} was harvested on day {at:g}: nothing lies ahead; give an earlier --now")
+        changed = paired.changed(known, at, ahead, recipe_schedule(process.recipe), futures, seed)
+        report["whatif"] = paired.answer(changed)
     if plots is not None:
         from service.cli._conditioning_pictures import draw
 
         draw(plots, known, report, bands if closed else _history(known, at) if facts else {}, closed)
+        if changed is not None:
+            paired.draw(plots, changed, record.id)
     deliver(report)
     if json:
         emit_json(report)
     else:
         _tables(report)
         show(report)
+        if changed is not None:
+            paired.show(changed, "under the recipe")
 
 
 def _chosen(data: Path, mapping: str | None, wanted: str | None) -> Any:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import replace
 
+from controllers import outlook
 from service.desk.health import look
 from service.desk.records import Desk, Running, Told, output
-from service.desk.views import estimate_message, forecast_message, schedule_of, seed_of
+from service.desk.views import HALF, estimate_message, forecast_message, seed_of, whatif_part
 from service.messages import (
     Estimate,
     ForecastMessage,
@@ -16,15 +17,17 @@ from service.messages import (
     Rejected,
     ReplyMessage,
     StateQuery,
+    WhatIfPart,
     WhatIfQuery,
     days,
     instant,
     time_text,
 )
+from service.messages.base import one_line
 from twin.batch import Batch, as_known
-from twin.bioreactor import Control, State
-from twin.futures import forecast
+from twin.futures import Schedule
 from twin.history import replay
+from twin.whatif.paired import whatif
 
 
 def answer(desk: Desk, query: QueryMessage) -> Told:
@@ -32,7 +35,7 @@ def answer(desk: Desk, query: QueryMessage) -> Told:
     if root != desk.root:
         raise Rejected("bad_value", f"reply_to must lie below {desk.root}/reply/")
     running, ok, reason = desk.running, True, "ok"
-    belief, ahead = None, None
+    belief, ahead, changed = None, None, None
     if running is None:
         ok, reason = False, "no batch has started on this unit"
     elif isinstance(query, StateQuery):
@@ -43,7 +46,7 @@ def answer(desk: Desk, query: QueryMessage) -> Told:
             (True, "ok") if ahead is not None else (False, "no forecast yet: the first decision is 6 h after the start")
         )
     elif isinstance(query, WhatIfQuery):
-        ahead = what_if(desk, running, query)
+        ok, reason, ahead, changed = what_if(desk, running, query)
     else:
         ok, reason = (
             False,
@@ -51,7 +54,7 @@ def answer(desk: Desk, query: QueryMessage) -> Told:
         )
     said = ReplyMessage(
         client=client, correlation=query.correlation, ok=ok, reason=reason, estimate=belief, forecast=ahead,
-        seq=desk.seq, epoch=desk.epoch,
+        whatif=changed, seq=desk.seq, epoch=desk.epoch,
     )  # fmt: skip
     return replace(desk, seq=desk.seq + 1), (output(said, None),)
 
@@ -91,17 +94,26 @@ def until(batch: Batch, at: float) -> Batch:
     return replay(then, count)
 
 
-def what_if(desk: Desk, running: Running, query: WhatIfQuery) -> ForecastMessage:
-    """The forecast from now on with one rate scaled for some hours; same seed as the plain one would have."""
+def what_if(
+    desk: Desk, running: Running, query: WhatIfQuery
+) -> tuple[bool, str, ForecastMessage | None, WhatIfPart | None]:
+    """What edits of the schedule in force would change from now on; same seed as the plain forecast would have."""
     session, now = running.session, running.session.clock
+    if session.ended:
+        return False, "the batch has ended: nothing lies ahead", None, None
+    try:
+        batch, schedule = in_force(desk, running)
+        found = whatif(
+            batch, now, query.asked, schedule, n=desk.settings.futures, seed=seed_of(batch.id, now)
+        )  # fmt: skip
+    except (ArithmeticError, ValueError) as error:  # numpy's LinAlgError is a ValueError
+        return False, one_line(str(error), 500), None, None
+    ahead = forecast_message(found.after, session.batch, running.start, desk.seq, desk.epoch, HALF)
+    return True, "ok", ahead, whatif_part(found, running.start)
+
+
+def in_force(desk: Desk, running: Running) -> tuple[Batch, Schedule]:
+    """The batch as it will be harvested, and what its pumps are expected to do: by the plan acted on, else the recipe."""
+    session = running.session
     last = session.last.plan if session.last is not None and session.last.control is not None else None
-    usual = schedule_of(last if desk.settings.mode == "closed" else None, session.batch.process)
-
-    def edited(t: float, x: State) -> Control:
-        u = usual(t, x)
-        if t >= now + query.hours / 24.0 - 1e-9:
-            return u
-        return u._replace(**{query.actuator: getattr(u, query.actuator) * query.factor})
-
-    futures = forecast(session.batch, now, edited, n=desk.settings.futures, seed=seed_of(session.batch.id, now))
-    return forecast_message(futures, session.batch, running.start, desk.seq, desk.epoch)
+    return outlook.in_force(session.batch, last if desk.settings.mode == "closed" else None)

@@ -20,6 +20,7 @@ from datetime import datetime
 import numpy as np
 
 from controllers.loop import Session, receive
+from controllers.outlook import declared
 from controllers.plan import Decision
 from service.desk.alarms import after_estimate, alarms, silence
 from service.desk.answers import answer
@@ -32,7 +33,6 @@ from service.desk.views import (
     forecast_message,
     override_messages,
     plan_message,
-    schedule_of,
     seed_of,
 )
 from service.messages import (
@@ -63,7 +63,6 @@ from service.messages.base import one_line
 from twin.batch import assimilate
 from twin.estimation.diagnosis import Diagnosis, diagnose
 from twin.evidence import Measurement, Refused
-from twin.futures import forecast
 from twin.history import Batch
 
 RISK = 0.5
@@ -271,9 +270,8 @@ def _ahead(desk: Desk, running: Running, decision: Decision) -> ForecastMessage 
     """Where the batch is heading: under the plan where it is acted on, else under the recipe. None from a sick belief."""
     batch = running.session.batch
     followed = decision.plan if decision.control is not None and desk.settings.mode == "closed" else None
-    schedule, seed = schedule_of(followed, batch.process), seed_of(batch.id, decision.at)
     try:
-        futures = forecast(batch, decision.at, schedule, n=desk.settings.futures, seed=seed)
+        futures = declared(batch, decision.at, followed, n=desk.settings.futures, seed=seed_of(batch.id, decision.at))
         return forecast_message(futures, batch, running.start, desk.seq, desk.epoch)
     except (ArithmeticError, ValueError):  # numpy's LinAlgError is a ValueError
         return None

@@ -11,36 +11,43 @@ from typing import Any
 import numpy as np
 
 from controllers.loop import Session, basis_of
-from controllers.plan import Decision, Plan
-from controllers.recipes import Schedule, recipe_schedule
+from controllers.plan import Decision
 from service.desk.health import Look, flags, health_part, look
 from service.messages import (
     Band,
+    Changed,
     Consistency,
     Estimate,
     ForecastMessage,
     HarvestWindow,
     Override,
     PlanMessage,
+    Quantiles,
     Quantity,
     Series,
+    Shifted,
+    WhatIfPart,
     canonical_json,
     instant,
 )
 from service.messages.base import one_line
+from twin import futures
 from twin.batch import Batch
-from twin.bioreactor import Control, State
+from twin.bioreactor import State
 from twin.estimation.belief import Z90, Belief, draws, lognormal, split
 from twin.evidence import ACTUATORS
 from twin.futures import Forecast
-from twin.process import Process
 from twin.units import CANONICAL
+from twin.whatif.paired import Shift, WhatIf
 
 SAMPLES = 1000
 """Joint draws behind the marginals of an estimate; always the same standard normals, so that estimates move smoothly."""
 
 POINTS = 60
 """Most instants that a band on the wire has."""
+
+HALF = POINTS // 2
+"""The same where one answer has the bands of a forecast and of its differences: it must fit in a message."""
 
 STATE_UNITS: Mapping[str, str] = {
     "viable_density": "1e6 cells/mL", "dead_density": "1e6 cells/mL", "viability": "dimensionless",
@@ -195,15 +202,11 @@ def decision_record(decision: Decision, batch: Batch) -> bytes:
     })  # fmt: skip
 
 
-def forecast_message(forecast: Forecast, batch: Batch, start: datetime, seq: int, epoch: int) -> ForecastMessage:
-    """A forecast in wire time; bands of more than `POINTS` instants are thinned, the last one kept."""
-    bands: dict[str, Band] = {}
-    for name, band in forecast.bands.items():
-        keep = _thinned(len(band.t))
-        rows = [[_round(float(v)) for v in q[keep]] for q in (band.q05, band.q50, band.q95)]
-        if all(math.isfinite(v) for row in rows for v in row):
-            times = tuple(instant(float(v), start) for v in band.t[keep])
-            bands[name] = Band(t=times, q05=tuple(rows[0]), q50=tuple(rows[1]), q95=tuple(rows[2]))
+def forecast_message(
+    forecast: Forecast, batch: Batch, start: datetime, seq: int, epoch: int, most: int = POINTS
+) -> ForecastMessage:
+    """A forecast in wire time; bands of more than `most` instants are thinned, the last one kept."""
+    bands = _bands(forecast.bands, start, most)
     q05, at, q95 = (_when(v, start) for v in forecast.harvest)
     useful = forecast.last_useful_day
     return ForecastMessage.model_validate({
@@ -215,17 +218,31 @@ def forecast_message(forecast: Forecast, batch: Batch, start: datetime, seq: int
     })  # fmt: skip
 
 
-def schedule_of(plan: Plan | None, process: Process) -> Schedule:
-    """What the pumps are expected to do: the plan and its last move held on, or without one the recipe."""
-    if plan is None or not plan.controls:
-        return recipe_schedule(process.recipe)
+def _bands(bands: Mapping[str, futures.Band], start: datetime, most: int) -> dict[str, Band]:
+    found: dict[str, Band] = {}
+    for name, band in bands.items():
+        keep = _thinned(len(band.t), most)
+        rows = [[_round(float(v)) for v in q[keep]] for q in (band.q05, band.q50, band.q95)]
+        if all(math.isfinite(v) for row in rows for v in row):
+            times = tuple(instant(float(v), start) for v in band.t[keep])
+            found[name] = Band(t=times, q05=tuple(rows[0]), q50=tuple(rows[1]), q95=tuple(rows[2]))
+    return found
 
-    def schedule(t: float, x: State) -> Control:
-        k = min(max(math.floor((t - plan.issued_at) / plan.step + 1e-6), 0), len(plan.controls) - 1)
-        like = np.zeros(np.shape(x.volume))
-        return Control(*(like + float(v) for v in plan.controls[k]))
 
-    return schedule
+def whatif_part(found: WhatIf, start: datetime) -> WhatIfPart:
+    """What an edit would change, in wire time."""
+
+    def shifted(shift: Shift, unit: str) -> Shifted:
+        three = [Quantiles(q05=_round(a), q50=_round(b), q95=_round(c)) for a, b, c in shift]
+        return Shifted(unit=unit, before=three[0], after=three[1], delta=three[2])
+
+    harvested = {k: shifted(v, STATE_UNITS[k]) for k, v in found.harvested.items()}
+    harvested |= {"day": shifted(found.harvest, "d"), "medium": shifted(found.medium, "vessel volumes")}
+    return WhatIfPart(
+        edits=one_line(str(found.edits), 500), futures=found.n, delta=_bands(found.delta, start, HALF), harvested=harvested,
+        p_pass={k: Changed(**v._asdict()) for k, v in found.p_pass.items()},
+        p_release=Changed(**found.p_release._asdict()), capped=found.capped,
+    )  # fmt: skip
 
 
 def seed_of(batch_id: str, at: float) -> int:
@@ -233,8 +250,8 @@ def seed_of(batch_id: str, at: float) -> int:
     return int.from_bytes(hashlib.sha256(f"{batch_id}\n{at!r}".encode()).digest()[:8], "big")
 
 
-def _thinned(n: int) -> np.ndarray:
-    return np.unique(np.linspace(0, n - 1, min(n, POINTS)).round().astype(int))
+def _thinned(n: int, most: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
 
 def _when(day: float | None, start: datetime) -> datetime | None:

@@ -13,6 +13,7 @@ from service.messages.base import (
     Finite,
     Id,
     Invalid,
+    Listed,
     Message,
     NonNegative,
     Positive,
@@ -22,6 +23,7 @@ from service.messages.base import (
 )
 from twin.sensors import CHANNELS, MONITORED, impossible
 from twin.units import CANONICAL, to_canonical
+from twin.whatif.edits import Edit, Edits
 
 CHANNEL_NAMES = (*CHANNELS, *MONITORED)
 Quality = Literal["good", "uncertain", "bad", "confirmed"]
@@ -281,17 +283,40 @@ class ForecastQuery(_Query):
 
 
 class WhatIfQuery(_Query):
-    """Ask what a changed rate would do: `actuator` times `factor` for `hours`, then the plan again."""
+    """Ask what changed inputs would do: `edits` such as "feed*1.1 for 6h" or "harvest on 12", or one `edit`.
+
+    Or, without either: `actuator` times `factor` for `hours`, then the plan again.
+    """
 
     address = "query/whatif"
     title = "Ask what if"
     verb = "whatif"
     example_topic = "query/whatif"
-    example: ClassVar[Mapping[str, Any]] = {**_ASK, "actuator": "perfusion", "factor": 1.2, "hours": 6.0}
+    example: ClassVar[Mapping[str, Any]] = {**_ASK, "edits": ["feed*1.1 for 6h", "harvest on 12"]}
 
-    actuator: Literal["perfusion", "feed", "bleed", "cytokine_dose"]
-    factor: float = Field(ge=0, le=10, allow_inf_nan=False)
-    hours: float = Field(gt=0, le=24 * 28, allow_inf_nan=False)
+    edits: Listed[Text] | None = None
+    edit: Text | None = None
+    actuator: Literal["perfusion", "feed", "bleed", "cytokine_dose"] | None = None
+    factor: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False)
+    hours: float | None = Field(default=None, gt=0, le=24 * 28, allow_inf_nan=False)
+
+    @property
+    def asked(self) -> Edits:
+        """The edits, whichever way they are given. Raises ValueError naming what is not understood."""
+        if self.actuator is not None and self.factor is not None and self.hours is not None:
+            return Edits((Edit(self.actuator, "*", self.factor, span=self.hours / 24.0),))
+        return Edits.parse(self.edits if self.edits is not None else self.edit or "")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> WhatIfQuery:
+        scaled = [v is not None for v in (self.actuator, self.factor, self.hours)]
+        if (self.edits is not None) + (self.edit is not None) + any(scaled) != 1 or any(scaled) != all(scaled):
+            raise Invalid("bad_value", "expected one of edits, edit, or actuator with factor and hours")
+        try:
+            _ = self.asked
+        except ValueError as error:
+            raise Invalid("bad_value", str(error)) from None
+        return self
 
 
 class ApproveQuery(_Query):

@@ -300,6 +300,44 @@ class StatusMessage(Message):
     since: Time
 
 
+class Changed(Part):
+    """A probability without and with an edit; `se` is the standard error of `delta` over paired futures."""
+
+    before: Fraction
+    after: Fraction
+    delta: Finite
+    se: NonNegative
+
+
+class Quantiles(Part):
+    """Median and 90 % band of one number over futures."""
+
+    q05: Finite
+    q50: Finite
+    q95: Finite
+
+
+class Shifted(Part):
+    """One number at the harvest without and with an edit, and its difference future by future."""
+
+    unit: Text
+    before: Quantiles
+    after: Quantiles
+    delta: Quantiles
+
+
+class WhatIfPart(Part):
+    """What an edit of the schedule would change, in paired futures: the same chances with and without it."""
+
+    edits: Text
+    futures: int = Field(ge=1)
+    delta: dict[Id, Band]  # paired differences over time
+    harvested: dict[Id, Shifted]  # by quantity, with the day of harvest and the medium still to be perfused
+    p_pass: dict[Id, Changed]
+    p_release: Changed
+    capped: Listed[Id]  # actuators that were asked for more than their limit, and do that
+
+
 class ReplyMessage(Message):
     """The answer to a query."""
 
@@ -315,7 +353,8 @@ class ReplyMessage(Message):
     ok: bool
     reason: Text
     estimate: Estimate | None = None
-    forecast: ForecastMessage | None = None
+    forecast: ForecastMessage | None = None  # of a what-if: with the edit
+    whatif: WhatIfPart | None = None
 
 
 class Rejection(Message):

@@ -107,6 +107,32 @@ def fan(
     return figure
 
 
+def difference(delta: Mapping[str, Band], units: Mapping[str, str], *, heading: str) -> Figure:
+    """Paired differences (90 %) that an edit makes, over time, by quantity."""
+    shown = [n for n in FANNED if n in delta]
+    figure, axes = new_figure(-(-len(shown) // 2), 2, 1.9, 9.6)
+    with mpl.rc_context(STYLE):
+        for a, name in zip(axes, shown, strict=False):
+            band = delta[name]
+            a.axhline(0.0, color=FAINT, linewidth=0.9)
+            a.fill_between(band.t, band.low, band.high, color=PURPLE, alpha=0.20, linewidth=0)
+            a.plot(band.t, band.mid, color=PURPLE, linewidth=1.7)
+            if max(np.abs(band.low).max(), np.abs(band.high).max()) < 1e-6:  # rounding is no difference
+                a.set_ylim(-0.01, 0.01)
+            a.set_title(title(name))
+            if unit := pretty_unit(units.get(name, "")):
+                a.set_title(unit, loc="right", fontsize=8, fontweight="normal", color=FAINT)
+        days_axis(axes[: len(shown)], max(float(delta[n].t[-1]) for n in shown))
+        for a in axes[: len(shown)]:
+            a.set_xlim(left=min(float(delta[n].t[0]) for n in shown))
+        for a in axes[max(0, len(shown) - 2) : len(shown)]:
+            a.set_xlabel("days since inoculation")
+        for a in axes[len(shown) :]:
+            a.set_visible(False)
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    return figure
+
+
 def _fanned(a: Axes, name: str, past: Band | None, future: Band | None, told: Readings | None, now: float) -> None:
     if past is not None:
         a.fill_between(past.t, past.low, past.high, color=BLUE, alpha=0.20, linewidth=0)

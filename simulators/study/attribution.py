@@ -43,8 +43,9 @@ from twin.inputs import course
 from twin.process import Process
 from twin.retrospect.attribution import GROWTH, Weighing, effect_of, weighed
 from twin.retrospect.causes import CAUSES
-from twin.retrospect.edits import edited, parse_edits
+from twin.retrospect.edits import edited
 from twin.retrospect.paths import Change, compared, rerun
+from twin.whatif.edits import parse_edits
 
 INJECTED = ("slow_donor", "clogged_pump", "wrong_medium", "late_feed", "biased_sensor", "cytokine_missed")
 TURNS = (*INJECTED, "nothing", "nothing")

@@ -164,6 +164,42 @@ def test_what_if_compares_like_with_like(played: Driver) -> None:
     assert none["q50"][8] > same["q50"][8]  # two days without perfusion leave more lactate
 
 
+def test_what_if_by_edits_answers_with_differences_and_their_errors(played: Driver) -> None:
+    whole = ask(played.desk, "whatif", edits=["perfusion=0 for 2d", "harvest on 12"])
+    changed = whole["whatif"]
+    assert changed["edits"] == "perfusion=0 for 48h; harvest on 12"
+    assert set(changed["p_release"]) == {"before", "after", "delta", "se"}
+    assert changed["delta"]["lactate"]["q50"][8] > 0.0
+    assert list(changed["harvested"]["day"]["after"].values()) == pytest.approx([12.0] * 3, abs=1e-3)
+    assert whole["forecast"]["p_release"] == changed["p_release"]["after"]
+    scaled = ask(played.desk, "whatif", actuator="perfusion", factor=0.0, hours=48.0)
+    assert scaled["whatif"]["delta"] == ask(played.desk, "whatif", edit="perfusion*0 for two days")["whatif"]["delta"]
+    nothing = ask(played.desk, "whatif", edits=[])["whatif"]["delta"]
+    assert {v for band in nothing.values() for q in ("q05", "q50", "q95") for v in band[q]} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"edit": "glucose*2"}, "unknown actuator 'glucose'"),
+        (
+            {"edit": "feed*2", "actuator": "feed", "factor": 2.0, "hours": 1.0},
+            "expected one of edits, edit, or actuator",
+        ),
+        ({"actuator": "feed", "factor": 2.0}, "actuator with factor and hours"),
+        ({}, "expected one of edits, edit"),
+        ({"edit": "feed*2 from 50"}, "begins on day 50, the harvest is on day 14"),
+        ({"edit": "harvest on 1"}, "has passed"),
+    ],
+)
+def test_an_edit_that_cannot_be_is_answered_with_what_was_expected(
+    played: Driver, asked: dict[str, Any], words: str
+) -> None:
+    said = ask(played.desk, "whatif", **asked)
+    assert words in said.get("detail", said["reason"])
+    assert said.get("ok", False) is False
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 

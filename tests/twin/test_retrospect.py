@@ -25,9 +25,10 @@ from twin.history import Batch
 from twin.inputs import Course, altered, begin, course
 from twin.retrospect.attribution import EXCUSED, OWNED, attribute, early_growth, effect_of, weighed
 from twin.retrospect.causes import BENIGN, CAUSES, bank, families, rises
-from twin.retrospect.edits import edited, parse_edits
+from twin.retrospect.edits import edited
 from twin.retrospect.paths import UNSEEN, Change, compared, paths, rerun
 from twin.retrospect.recorded import deviations
+from twin.whatif.edits import parse_edits
 
 PROCESS = load_config("car_nk")
 TAU = 5.0
