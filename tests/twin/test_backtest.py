@@ -13,8 +13,9 @@ import pytest
 
 from twin.backtest import Backtest, BacktestError, backtest, differences
 from twin.backtest import learn as learning
-from twin.backtest.learn import Counting, Pooling, effective, first_visits, matched
+from twin.backtest.learn import Counting, Learnt, Pooling, begun, effective, first_visits, matched, run
 from twin.backtest.steps import expected_increment, mean_increments, rmse, scored_channels, steps
+from twin.batch import assimilate
 from twin.config import load_config
 from twin.donors.prior import preset_prior
 from twin.estimation.screen import Innovation
@@ -111,6 +112,17 @@ def test_counting_noise_is_poisson_above_a_floor() -> None:
     assert noise.variance(1e6) == pytest.approx(0.05**2, rel=1e-3)
     noted = noise.applied(record("b", [(0.0, 4.0)])).measurements[0]
     assert noted.sd == pytest.approx(4.0 * np.sqrt(0.05**2 + 0.06**2))
+
+
+def test_a_record_told_at_once_is_believed_as_reading_by_reading() -> None:
+    process, names = effective(load_config("cho"), ("viable_density", "viability", "glucose", "lactate"))
+    learnt = Learnt(process, preset_prior(process, names), Counting(0.06, 0.06), float("nan"))
+    record = read_batches(EXAMPLE)[0]
+    batch = begun(learnt, record)
+    for m in learnt.counting.applied(record).final:
+        batch = assimilate(batch, m)
+    told = run(learnt, record)
+    assert told.belief == batch.belief and told.innovations == batch.innovations and told.evidence == batch.evidence
 
 
 @pytest.fixture

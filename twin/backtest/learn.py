@@ -17,14 +17,16 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+from immutables import Map
 
 from twin.backtest.discrepancy import SIZES, Discrepancies, Discrepancy, corrected, fitted
-from twin.batch import Batch, apply, assimilate, start
+from twin.batch import Batch, apply, start
 from twin.bioreactor import Kinetics
 from twin.donors.prior import DonorPrior, preset_prior
 from twin.estimation.belief import N_STATE
 from twin.estimation.screen import Innovation
 from twin.evidence import Measurement
+from twin.history import replay
 from twin.process import Process
 from twin.records import RecordedBatch
 from twin.sensors import CHANNELS
@@ -115,10 +117,10 @@ def begun(learnt: Learnt, record: RecordedBatch, filter_name: str = "ukf") -> Ba
 
 def run(learnt: Learnt, record: RecordedBatch, filter_name: str = "ukf") -> Batch:
     """The twin's batch after everything in the record."""
-    batch = begun(learnt, record, filter_name)
-    for m in learnt.counting.applied(record).final:
-        batch = assimilate(batch, m)
-    return batch
+    noted = learnt.counting.applied(record).final
+    facts = tuple(sorted(noted, key=lambda m: (m.sampled_at, m.channel, m.id)))
+    batch = replace(begun(learnt, record, filter_name), evidence=facts, valid=Map({m.id: m for m in facts}))
+    return replay(batch, 0)  # what a batch believes depends on the set of facts: all at once, as one after the other
 
 
 def first_visits(process: Process, training: Sequence[RecordedBatch]) -> Process:
