@@ -1,16 +1,20 @@
-"""A recipe as a policy: its formula decides, the model shows what comes of it."""
+"""A recipe as a policy: its formula decides, the model shows what comes of it. And a user's own policy, by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
+from typing import Any, cast
 
 import numpy as np
 
-from controllers.plan import Plan, Situation
+from controllers.plan import Plan, Policy, Situation
 from controllers.recipes import harvest_due, recipe_control, recipe_schedule
 from twin.bioreactor import Control, State
+from twin.config import ConfigError
 from twin.estimation.belief import split
-from twin.process import Limits, Recipe
+from twin.process import Limits, Process, Recipe
 from twin.transition import advance_many, flat
 
 STEP = 0.25
@@ -61,6 +65,35 @@ class RecipePolicy:
             harvest_at = s.now + len(controls) * STEP
         detail = f"{recipe.name}: {controls[0].perfusion:.2f} VVD by the last readings"
         return Plan(s.now, STEP, tuple(controls), tuple(states), "solved", 0.0, harvest_at, recipe.name, detail)
+
+
+def find_policy(reference: str, process: Process, **settings: Any) -> Policy:
+    """A user's policy by ``module:name``: a class, made with `settings` and, where it takes one, the process; or a function.
+
+    Raises ConfigError in one line for what cannot be imported, found, made or called.
+    """
+    module, _, name = reference.partition(":")
+    if not (module and name.isidentifier()):
+        raise ConfigError(f"policy {reference!r}: module:Class is expected")
+    try:
+        found = getattr(import_module(module), name)
+    except AttributeError:
+        raise ConfigError(f"policy {reference}: module {module} has no {name}") from None
+    except Exception as error:  # noqa: BLE001 - a user's module may raise anything
+        raise ConfigError(f"policy {reference}: {module} cannot be imported: {type(error).__name__}: {error}") from None
+    if isinstance(found, type):
+        try:
+            wants = "process" in signature(found).parameters
+            found = found(process=process, **settings) if wants else found(**settings)
+        except Exception as error:  # noqa: BLE001 - and so may a user's class
+            raise ConfigError(f"policy {reference}: {name} cannot be made: {type(error).__name__}: {error}") from None
+    elif settings:
+        raise ConfigError(f"policy {reference}: {name} is no class and takes no settings, not {sorted(settings)}")
+    if not callable(found):
+        raise ConfigError(
+            f"policy {reference}: {name} cannot be called with (situation, previous), see controllers.plan"
+        )
+    return cast("Policy", found)
 
 
 def limited(u: Control, before: float, limits: Limits) -> Control:

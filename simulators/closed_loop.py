@@ -15,7 +15,7 @@ import numpy as np
 from controllers import make_policy, make_recipe
 from controllers.loop import Session, receive
 from controllers.plan import Decision, Policy
-from controllers.policies import RecipePolicy
+from controllers.policies import RecipePolicy, find_policy
 from simulators.donors import VirtualDonor
 from simulators.edge import HARVEST, Ack, Caps, Override
 from simulators.faults import Fault
@@ -64,7 +64,7 @@ def run_closed_loop(
 
     Args:
         process: what is fixed before the batch; its recipe is the edge's own when `policy` is no recipe.
-        policy: "mpc", a recipe's name or `Recipe`, or any `controllers.plan.Policy`.
+        policy: "mpc", a recipe's name or `Recipe`, any `controllers.plan.Policy`, or where one is found: "module:Class".
         donor: a `VirtualDonor`, its number, or None for number `seed`.
         seed: of the instruments.
         scenario: an entry of `configs/scenarios`, a file, or a `Scenario`.
@@ -115,11 +115,20 @@ def resolve_policy(
     if isinstance(policy, RecipePolicy):
         return policy.name, policy.recipe, None
     if not isinstance(policy, str):
-        return str(getattr(policy, "name", None) or type(policy).__name__), process.recipe, policy
+        return policy_name(policy), process.recipe, policy
+    if ":" in policy:
+        return policy, process.recipe, find_policy(policy, process, **settings)
     if policy != "mpc":
         recipe = make_recipe(policy, process, **settings)
         return policy, recipe, None
     return policy, process.recipe, make_policy("mpc", process, **{**mpc_caps(scenario.caps), **settings})
+
+
+def policy_name(policy: str | Recipe | Policy) -> str:
+    """What a policy is called in tables: its own `name`, else that of its class or function."""
+    if isinstance(policy, str):
+        return policy
+    return str(getattr(policy, "name", None) or getattr(policy, "__name__", None) or type(policy).__name__)
 
 
 def mpc_caps(caps: Caps) -> dict[str, float]:

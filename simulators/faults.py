@@ -40,6 +40,7 @@ override        what an operator set by hand. The read-back tells, without  rate
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -212,6 +213,31 @@ def trouble(target: str) -> Trouble:
     """Default sizes of a channel or read-back. Raises KeyError for a pump."""
     kind, _, name = target.rpartition(":")
     return _readback(float(getattr(SPAN, name))) if kind == "readback" else TROUBLE[name]
+
+
+ONSET = 6.0
+"""Day from which a fault of the vocabulary acts where none is said."""
+
+_NAMED = re.compile(r"(?P<target>[a-z_0-9:]+)/(?P<mode>[a-z_]+)(=(?P<size>[^@]+))?(@(?P<onset>.+))?")
+
+
+def parse_fault(text: str) -> Fault:
+    """A fault by name, ``TARGET/MODE[=SIZE][@DAY]``: ``ph/drift``, ``pump:perfusion/clog=0.1@3``. Raises ValueError."""
+    told = _NAMED.fullmatch(text.strip())
+    if told is None:
+        raise ValueError(f"fault {text!r}: TARGET/MODE[=SIZE][@DAY] is expected, for instance ph/drift@6")
+    try:
+        size, onset = (None if told[k] is None else float(told[k]) for k in ("size", "onset"))
+    except ValueError:
+        raise ValueError(f"fault {text!r}: SIZE and DAY must be numbers") from None
+    return Fault(told["target"], told["mode"], ONSET if onset is None else onset, size=size)
+
+
+def every_fault(onset: float = ONSET) -> tuple[Fault, ...]:
+    """Each single fault of the vocabulary once, at its default size: the contract's channels, then the pumps that feed."""
+    fed = tuple(a for a in ACTUATORS if a != "bleed")
+    sensors = [Fault(target, mode, onset) for target in CONTRACT for mode in SENSOR_MODES]
+    return (*sensors, *(Fault(f"pump:{a}", mode, onset) for a in fed for mode in PUMP_MODES))
 
 
 def slips(target: str, onset: float, until: float = math.inf) -> tuple[Fault, ...]:

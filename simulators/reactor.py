@@ -94,6 +94,7 @@ class VirtualBioreactor:
         self._rows: list[tuple[float, ...]] = []
         self._cytokine = 0.0
         self._ended: str | None = None
+        self._lost = False  # given up before harvest
         self._mishaps = Mishaps(faults, seed)
         self._said: dict[str, float | None] = {}  # what a faulty device says instead, by id of the fact
         entropy = np.random.SeedSequence([seed, 0x1257])
@@ -294,6 +295,11 @@ class VirtualBioreactor:
         table = np.array(self._rows, dtype=float).reshape(len(self._rows), len(self.TRUTH))
         return {name: table[:, i] for i, name in enumerate(self.TRUTH)}
 
+    def stop(self, reason: str) -> None:
+        """End the batch as it stands, not harvested: its outcome has not passed. Nothing if it has ended."""
+        if self._ended is None:
+            self._ended, self._lost = reason, True
+
     def outcome(self) -> Outcome:
         """How the batch ended. Raises RuntimeError before it has."""
         if self._ended is None:
@@ -302,7 +308,7 @@ class VirtualBioreactor:
         values = cqas(x, status(x, self._plant, self._day(self.clock)).gas)
         missed = tuple(t.cqa for t in self.process.targets if not t.met(values[t.cqa]))
         return Outcome(
-            passed=not missed and self.clock <= self.settings.recipe.harvest_latest + ROUND,
+            passed=not self._lost and not missed and self.clock <= self.settings.recipe.harvest_latest + ROUND,
             missed=missed,
             day=self.clock,
             reason=self._ended,

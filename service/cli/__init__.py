@@ -31,6 +31,7 @@ VERBS = {
     "fit": "Fit the donor population to batch records; write a prior artefact.",
     "tune": "Tune process and measurement noise on recorded batches by innovation likelihood.",
     "condition": "Condition the prior on one batch's data: posterior, forecast, P(pass).",
+    "whatif": "What an edit of the schedule would change: paired futures, differences with bands, P(pass).",
     "backtest": "Score forecasts on measured batches against persistence and the group mean.",
     "study": "Measure what is claimed of the estimator: calibration, faults, robustness, fusion, forecasts.",
     "rerun": "Run a tracked run once more and compare hashes or, of a sampler, statistics.",

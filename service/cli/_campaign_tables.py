@@ -12,6 +12,9 @@ from rich.console import Group
 from rich.table import Table
 
 from service.cli.console import fail
+from simulators.campaign import NONE, place
+from simulators.comparison import ALLOWANCE
+from simulators.metrics import OUTCOME
 
 BATCHES = "batches.parquet"
 SUMMARY = "summary.json"
@@ -28,8 +31,8 @@ def figures(policies: Mapping[str, Mapping[str, Any]], title: str) -> Group:
             name,
             f"{s['pass']:.2f}",
             f"{low:.2f}-{high:.2f}",
-            f"{s['days']:.1f}",
-            f"{s['medium_vv']:.1f}",
+            _or_dash(s["days"], "{:.1f}"),
+            _or_dash(s["medium_vv"], "{:.1f}"),
             _or_dash(s["medium_vv_passed"], "{:.1f}"),
             _or_dash(s["harvest_cv"], "{:.0%}"),
             str(s["n"]),
@@ -39,6 +42,9 @@ def figures(policies: Mapping[str, Mapping[str, Any]], title: str) -> Group:
     )
     for name, s in policies.items():
         worst, missed = s["worst"], s["missed"]
+        if worst is None:
+            wrong.add_row(name, *"----", f"none ended: {s['errors']} errors")
+            continue
         said = f"D{worst['donor']:02d} {worst['viable_cells']:.1f}e9 at {worst['viability']:.0%}"
         keys = ("viable_cells", "viability", "car_fraction", "exhausted_fraction")
         wrong.add_row(name, *(str(missed.get(k, "-")) for k in keys), said)
@@ -46,26 +52,104 @@ def figures(policies: Mapping[str, Mapping[str, Any]], title: str) -> Group:
 
 
 def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     table.add_column(first, no_wrap=True)
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
-def pairs(rows: Mapping[str, Mapping[str, Any]], base: str) -> Table:
-    """Every policy against `base` on the donors they share: sign test, and medium saved where both passed."""
-    table = _table(f"against {base}, donor by donor", "policy", "donors", "base only", "it only", "p", "VV saved")
-    for name, r in rows.items():
-        table.add_row(
-            name,
-            str(r["n"]),
-            str(r["only_first"]),
-            str(r["only_second"]),
-            f"{r['p']:.3f}",
-            _or_dash(r["medium_saved"], "{:+.2f}"),
-        )
-    return table
+def pairs(found: Mapping[str, Mapping[str, Any]], base: str) -> Group:
+    """Every policy against `base` on the donors they share: passes, then medium, cells and day, with adjusted p values."""
+    passes = _table(
+        f"passes against {base}, donor by donor; saved: VV where both pass",
+        "policy",
+        "donors",
+        "lost",
+        "won",
+        "pass",
+        "95 %",
+        "p",
+        "Holm",
+        "VV saved",
+    )
+    moved = _table(
+        f"mean differences to {base}, donor by donor",
+        "policy",
+        "figure",
+        "mean",
+        "95 %",
+        "p t",
+        "Holm",
+        "p rank",
+        "Holm",
+    )
+    for name, r in found.items():
+        low, high = r["pass_difference_ci"]
+        passes.add_row(
+            name, str(r["donors"]), str(r["only_first"]), str(r["only_second"]), f"{r['pass_difference']:+.2f}",
+            f"{low:+.2f} {high:+.2f}", _p(r["p"]), _p(r["p_holm"]), _or_dash(r["medium_saved"], "{:+.1f}"),
+        )  # fmt: skip
+        for figure, unit in UNITS.items():
+            m = r[figure]
+            ci = "-" if m["ci"] is None else f"{m['ci'][0]:+.1f} {m['ci'][1]:+.1f}"
+            moved.add_row(
+                name, f"{figure}, {unit}", _or_dash(m["difference"], "{:+.2f}"), ci, _p(m["p_t"]), _p(m.get("p_holm")),
+                _p(m["p_wilcoxon"]), _p(m.get("p_wilcoxon_holm")),
+            )  # fmt: skip
+    return Group(passes, moved)
+
+
+UNITS = {"medium": "VV", "cells": "1e9", "day": "d"}
+"""Units of the figures that are compared donor by donor."""
+
+
+LISTED = 30
+"""Most faults that are listed for one policy."""
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "<.001" if value < 0.001 else f"{value:.3f}".lstrip("0")
+
+
+def under_faults(table: Sequence[Mapping[str, Any]], base: str) -> Group | str:
+    """How many faults each policy bears as well as `base` does, and under which it is worse."""
+    names = list(dict.fromkeys(str(r["policy"]) for r in table))
+    if not names:
+        return "no policy shares a fault and a donor with " + base
+    told = _table(
+        f"each fault against {base}; worse: by over {ALLOWANCE:.0%} in passes or cells",
+        "policy", "faults", "not worse", "worse", "least pass", "least cells",
+    )  # fmt: skip
+    listed = _table(
+        f"worse under (the worst {LISTED} of each policy; --json holds all)",
+        "policy",
+        "fault",
+        "n",
+        "pass",
+        "base",
+        "cells",
+        "base",
+    )
+    for name in names:
+        own = [r for r in table if r["policy"] == name]
+        bad = [r for r in own if r["worse"]]
+        told.add_row(
+            name, str(len(own)), str(len(own) - len(bad)), str(len(bad)), f"{min(r['pass_difference'] for r in own):+.2f}",
+            f"{min(r['cells_difference'] for r in own):+.1%}",
+        )  # fmt: skip
+        for r in sorted(bad, key=lambda r: (r["pass_difference"], r["cells_difference"]))[:LISTED]:
+            listed.add_row(
+                name, r["fault"], str(r["n"]), f"{r['pass']:.2f}", f"{r['base_pass']:.2f}", f"{r['cells']:.1f}", f"{r['base_cells']:.1f}"
+            )  # fmt: skip
+    return Group(told, listed) if listed.row_count else Group(told)
 
 
 def _or_dash(value: float | None, form: str) -> str:
@@ -86,22 +170,16 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
         fail(f"{path}: columns {', '.join(missing)} are missing; write it anew with `celltwin simulate`")
     if frame.empty:
         fail(f"{path}: holds no batch")
-    return [{str(k): v for k, v in record.items()} for record in frame.to_dict("records")]
-
-
-def open_folder(folder: Path) -> None:
-    """Make the folder of a run and see that it can be written; ends the program if not."""
-    probe = folder / ".probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        fail(f"{folder}: cannot be written: {error.strerror or error}; choose another with --out")
+    frame["fault"] = frame["fault"] if "fault" in frame.columns else NONE
+    frame["error"] = frame["error"].fillna("") if "error" in frame.columns else ""
+    rows = [{str(k): v for k, v in record.items()} for record in frame.to_dict("records")]
+    return [{**r, **dict.fromkeys(OUTCOME)} if r["error"] else r for r in rows]
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    """Write the batches of a run, sorted by policy and donor; returns the file."""
+    """Write the batches of a run in the order of `simulators.campaign.place`; returns the file."""
     path = folder / BATCHES
-    pd.DataFrame(sorted(rows, key=lambda r: (r["policy"], r["donor"]))).to_parquet(path, index=False)
+    scratch = path.with_suffix(".tmp")
+    pd.DataFrame(sorted(rows, key=place)).to_parquet(scratch, index=False)
+    scratch.replace(path)
     return path

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from service.cli.console import console, emit_json, fail, progress
 
-BENCHES = ("filter", "donors")
+BENCHES = ("filter", "donors", "futures", "mpc")
 
 
 def bench(
@@ -25,10 +25,10 @@ def bench(
     ] = 1.0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Time the estimator, or the fit of the donors, beside its peers on one problem, and hold their answers against each other.
+    """Time the estimator, futures or the fit of the donors beside peers on one problem, and hold answers against each other.
 
     Times are CPU times and move with the machine: read the ratios to the first row of each group. Exit 1: our answer is
-    not that of the textbook filter, or our gradient not that of PyMC, or the fit did not converge.
+    not that of the textbook filter, our gradient not PyMC's, our futures not LSODA's, or the fit did not converge.
     """
     if name not in BENCHES:
         fail(f"bench {name!r}: no such benchmark; there is: {', '.join(BENCHES)}")
@@ -44,6 +44,17 @@ def bench(
         process = load_config("car_nk")
         with progress("bench donors", fits.ADVANCES) as advance:
             result = fits.measure(synthetic_history(process, donors, seed), process, seed, effort, advance)
+    elif name == "futures":
+        from service.bench import futures
+
+        with progress("bench futures", 2.0 * futures.ROUNDS) as advance:
+            result = futures.measure(seed, effort, advance)
+    elif name == "mpc":
+        from service.bench import mpc
+        from twin.config import load_config
+
+        with progress("bench mpc", 2.0 * mpc.ROUNDS + 4.0) as advance:
+            result = mpc.measure(load_config("car_nk"), seed, effort, advance)
     else:
         from service.bench import filters
 

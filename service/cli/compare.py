@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli._campaign_tables import figures, pairs, read_rows
+from service.cli._campaign_pictures import draw, writable
+from service.cli._campaign_tables import figures, pairs, read_rows, under_faults
 from service.cli.console import console, emit_json, fail
-from simulators.campaign import ALL
-from simulators.metrics import paired, summarise
+from simulators.campaign import NONE, rank
+from simulators.comparison import against, by_fault, usual_base
+from simulators.metrics import finished, summarise
 
 
 def compare(
@@ -21,6 +23,7 @@ def compare(
         str | None, typer.Option(help="Policy to compare with donor by donor. Default: the recipe that passed most.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture here: .png, .svg or .pdf.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for all pictures of the campaign, PNG and SVG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Put the policies of several runs in one table, with donor-by-donor comparisons where they share donors."""
@@ -28,21 +31,23 @@ def compare(
     policies = {name: summarise(rows) for name, rows in groups.items()}
     if base is not None and base not in groups:
         fail(f"--base {base}: not among the runs' policies: {', '.join(groups)}")
-    recipes = [n for n in groups if not n.startswith("mpc")] or list(groups)
-    reference = base or max(recipes, key=lambda n: (policies[n]["pass"], -policies[n]["medium_vv"]))
-    against = {
-        name: result
-        for name, rows in groups.items()
-        if name != reference and (result := paired(groups[reference], rows))["n"]
-    }
+    reference = base or usual_base(groups, policies)
+    if plots is not None:
+        writable(plots)
+    found, table = against(groups, reference), by_fault(groups, reference)
+    faulty = any(r["fault"] != NONE for r in table)
     if plot is not None:
         _draw(policies, groups, plot)
+    if plots is not None:
+        draw(plots, policies, groups, reference, table)
     if as_json:
-        emit_json({"policies": policies, "base": reference, "paired": against})
+        emit_json({"policies": policies, "base": reference, "paired": found, "faults": table if faulty else []})
         return
     console.print(figures(policies, f"{len(runs)} run(s)"))
-    if against:
-        console.print(pairs(against, reference))
+    if found:
+        console.print(pairs(found, reference))
+    if faulty:
+        console.print(under_faults(table, reference))
     if plot is not None:
         console.print(f"picture: {plot}", soft_wrap=True)
 
@@ -60,8 +65,7 @@ def _groups(runs: list[Path]) -> dict[str, list[dict[str, Any]]]:
         for row in rows:
             name = str(row["policy"])
             groups.setdefault(name if len(homes[name]) == 1 else f"{name}@{folder.resolve().name}", []).append(row)
-    order = sorted(groups, key=lambda n: (ALL.index(n.split("@")[0]) if n.split("@")[0] in ALL else len(ALL), n))
-    return {n: groups[n] for n in order}
+    return {n: groups[n] for n in sorted(groups, key=rank)}
 
 
 def _draw(policies: dict[str, dict[str, Any]], groups: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -77,7 +81,9 @@ def _draw(policies: dict[str, dict[str, Any]], groups: dict[str, list[dict[str, 
         left.plot(s["pass"], i, "o", color="tab:blue")
     left.set(xlim=(0, 1), xlabel="pass fraction, 95 % interval", yticks=range(len(names)), yticklabels=names)
     right.boxplot(
-        [[r["medium_vv"] for r in groups[n]] for n in names], orientation="horizontal", positions=range(len(names))
+        [[r["medium_vv"] for r in finished(groups[n])] for n in names],
+        orientation="horizontal",
+        positions=range(len(names)),
     )
     right.set(xlabel="medium [vessel volumes]", yticks=range(len(names)), yticklabels=names)
     left.invert_yaxis()

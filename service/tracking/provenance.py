@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,9 +32,9 @@ def code() -> dict[str, Any]:
     return {"version": _version("celltwin"), "source_sha256": source_sha256(), **_git()}
 
 
-def source_sha256() -> str:
-    """SHA-256 over every file of the four packages and of the shipped configurations, wherever they are installed."""
-    rooms = {name: HOME / name for name in ROOMS}
+def source_sha256(of: Sequence[str] = ROOMS) -> str:
+    """SHA-256 over every file of the packages `of` and of the shipped configurations, wherever they are installed."""
+    rooms = {name: HOME / name for name in of}
     files = {
         f"{name}/{p.relative_to(room).as_posix()}": digest.of_file(p)
         for name, room in rooms.items()

@@ -192,8 +192,9 @@ def test_exit_codes_of_verbs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(["demo"]) == 2
 
 
-def test_simulate_runs_on_this_machine_only(capsys: pytest.CaptureFixture[str]) -> None:
-    for engine, words in (("ray", "not in this version; use local"), ("cloud", "use local")):
+def test_an_engine_that_cannot_run_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    for engine, words in (("ray", "pip install 'celltwin[ray]'; or use local"), ("cloud", "unknown; use local")):
         assert run(["simulate", "--engine", engine]) == 2
         said = capsys.readouterr().err.strip()
         assert words in said

@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 
 from service.cli import run
 from simulators.campaign import ALL, jobs, run_job, summary
-from simulators.metrics import margin, paired, summarise, wilson
+from simulators.comparison import paired
+from simulators.metrics import margin, summarise, wilson
 from twin.config import load_config
 from twin.process import Target
 
