@@ -4,6 +4,7 @@ from simulators.study import (
     ahead,
     attribution,
     calibration,
+    control,
     faults,
     fusion,
     pooling,
@@ -27,6 +28,7 @@ STUDIES: dict[str, Study] = {
     "update": update.STUDY,
     "attribution": attribution.STUDY,
     "prospect": prospect.STUDY,
+    "control": control.STUDY,
     "recovery": recovery.STUDY,
     "pooling": pooling.STUDY,
 }
