@@ -113,7 +113,14 @@ def compared(channel: str, value: Scalar) -> Scalar:
 
 def reading(channel: str, x: State, phys: Physiology, error: Scalar = 0.0, growth: Scalar = 0.0) -> Scalar:
     """What a channel reads at a state, on its compared scale, with the sensor's own error and its growth effect."""
-    return compared(channel, CHANNELS[channel].observe(x, phys, error + growth * (phys.mu - GROWTH)))
+    level = signal(channel, x, phys, error, growth)
+    return np.log(level) if CHANNELS[channel].scale == "log" else level
+
+
+def signal(channel: str, x: State, phys: Physiology, error: Scalar = 0.0, growth: Scalar = 0.0) -> Scalar:
+    """As `reading`, in the unit of the channel and with its detection limit added: on the log scale ln is left to take."""
+    c = CHANNELS[channel]
+    return c.observe(x, phys, error + growth * (phys.mu - GROWTH)) + c.limit
 
 
 def impossible(channel: str, value: float) -> str | None:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from twin.bioreactor import Control, Kinetics, Medium, State, Theta, Vessel, physiology, rates
 from twin.integrate import FLOOR, STEP, rk4, substeps
+from twin.kinetics import Scalar
 from twin.native.columns import Columns
 from twin.sensors import reading
 
@@ -113,16 +114,16 @@ def tangent_function() -> Any:
 
 
 @cache
-def observer_function(channels: tuple[str, ...]) -> Any:
+def observer_function(channels: tuple[str, ...], read: Callable[..., Scalar] = reading) -> Any:
     """CasADi function (x, theta, errors [2k]) -> readings [k] of `channels`, each on the scale it is compared on.
 
-    The first k errors are the sensors' own, the others their growth effects.
+    The first k errors are the sensors' own, the others their growth effects. `read` may be `twin.sensors.signal`.
     """
     s, k = symbols(), len(channels)
     errors = ca.SX.sym("errors", 2 * k)
     x, _, theta = s.unpack()
     phys = physiology(x, theta)
-    readings = [reading(c, x, phys, errors[i], errors[k + i]) for i, c in enumerate(channels)]
+    readings = [read(c, x, phys, errors[i], errors[k + i]) for i, c in enumerate(channels)]
     return _function("celltwin_observer", {"x": s.x, "theta": s.theta, "errors": errors}, ca.vertcat(*readings))
 
 

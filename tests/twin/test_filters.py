@@ -129,3 +129,32 @@ def test_a_covariance_that_is_not_finite_gives_a_belief_that_says_so() -> None:
 def test_no_time_passes_no_belief_changes(name: str) -> None:
     prior = Belief(2.0, np.ones(4), np.eye(4))
     assert FILTERS[name](Linear(), 4).predict(prior, 0.0, 2.0) is prior
+
+
+def test_what_is_expected_beside_the_belief_is_what_is_seen() -> None:
+    """GIVEN a linear model, THEN expectations and cross-covariance are H m, H P H' and P H', and `look` joins them to the belief."""
+    rng = np.random.default_rng(2)
+    factor = rng.normal(size=(4, 4))
+    belief = Belief(0.0, rng.normal(size=4), factor @ factor.T + 0.1 * np.eye(4))
+    h = np.array([H["a"], H["c"]])
+    for make in FILTERS.values():
+        algorithm = make(Linear(), 4)
+        expected, joint = algorithm.expect(belief, ("a", "c"), 0.0), algorithm.look(belief, ("a", "c"), 0.0)
+        np.testing.assert_allclose(expected.mean, h @ belief.mean, atol=1e-12)
+        np.testing.assert_allclose(expected.cov, h @ belief.cov @ h.T, atol=1e-12)
+        np.testing.assert_allclose(expected.cross, belief.cov @ h.T, atol=1e-12)
+        np.testing.assert_array_equal(joint.mean, np.concatenate([belief.mean, expected.mean]))
+        np.testing.assert_array_equal(
+            joint.cov, np.block([[belief.cov, expected.cross], [expected.cross.T, expected.cov]])
+        )
+
+
+def test_covariances_stay_symmetric_to_the_last_bit() -> None:
+    rng = np.random.default_rng(11)
+    factor = rng.normal(size=(4, 4))
+    cov = factor @ factor.T + 0.1 * np.eye(4)
+    prior = Belief(0.0, rng.normal(size=4), (cov + cov.T) / 2.0)
+    for make in FILTERS.values():
+        algorithm = make(Linear(), 4)
+        ahead = algorithm.predict(prior, 0.3, 1.0)
+        np.testing.assert_array_equal(ahead.cov, ahead.cov.T)

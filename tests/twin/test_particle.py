@@ -26,7 +26,7 @@ Q = np.diag([0.02, 0.03, 0.0])
 class Linear:
     """x' = A x + u over a unit span; the last coordinate rests and gathers no noise."""
 
-    changing = moving = 2
+    changing, moving = 2, 3
 
     def advance(self, points: np.ndarray, drive: Any, span: float) -> np.ndarray:
         return A @ points + np.array([drive, 0.0, 0.0])[:, None]

@@ -46,6 +46,19 @@ def test_noise_that_falls_to_a_tenth_is_noticed_within_a_day_and_a_half_and_forg
     assert not after(sd * rng.standard_normal(12), s=dead, begin=4.5)[0].dead
 
 
+@given(st.integers(0, 10_000), st.sampled_from([0.05, 0.6, 1.0]))
+def test_a_dead_probe_that_stirs_once_is_not_alive_and_a_sound_one_is_at_once(seed: int, sd: float) -> None:
+    """GIVEN a dead probe, WHEN one reading leaps by half of the usual noise, THEN it may be called dead no more, but not sound."""
+    rng = np.random.default_rng(seed)
+    sound, _ = after(sd * rng.standard_normal(72))
+    dead, _ = after(0.1 * sd * rng.standard_normal(36), s=sound, begin=3.0)
+    leap = float(np.sqrt(0.6 * min(1.0, dead.usual)))  # its square over twice the noise: .3 of the usual
+    stirred, _ = after([dead.mark + leap], s=dead, begin=4.5)
+    assert not dead.alive
+    assert not stirred.alive
+    assert after(sd * rng.standard_normal(12), s=dead, begin=4.5)[0].alive
+
+
 def test_nothing_is_said_before_what_is_usual_is_known() -> None:
     assert after([0.0] * LEARNT)[1] == 0.0
 

@@ -1,6 +1,6 @@
 """Recursive Gaussian estimation as pure functions on a frozen Belief: one interface, two algorithms.
 
-A filter does two things: `predict` carries a belief in time, `look` says what sensors would read at it. What is done
+A filter does two things: `predict` carries a belief in time, `expect` says what sensors would read at it. What is done
 with a reading (gate, quarantine, conditioning) is the same for every filter and lives in `twin.estimation.screen`.
 
 `ukf` uses filterpy's weights of Merwe's scaled points; `ekf` uses CasADi's
@@ -20,6 +20,7 @@ import numpy as np
 from filterpy.kalman import MerweScaledSigmaPoints
 from jaxtyping import Float
 from scipy import linalg
+from scipy.linalg.lapack import dpotrf  # pyright: ignore[reportAttributeAccessIssue]
 
 from twin.estimation.belief import Belief
 
@@ -32,6 +33,21 @@ class Outlook(NamedTuple):
 
     mean: Float[np.ndarray, " n+k"]
     cov: Float[np.ndarray, "n+k n+k"]
+
+
+class Expected(NamedTuple):
+    """The readings of some channels (noise apart) as a belief has them, and how they go with its coordinates."""
+
+    mean: Float[np.ndarray, " k"]
+    cov: Float[np.ndarray, "k k"]
+    cross: Float[np.ndarray, "n k"]
+
+    def beside(self, belief: Belief) -> Outlook:
+        """One Gaussian of the belief that has them, and of them."""
+        n, k = self.cross.shape
+        cov = np.empty((n + k, n + k))
+        cov[:n, :n], cov[:n, n:], cov[n:, :n], cov[n:, n:] = belief.cov, self.cross, self.cross.T, self.cov
+        return Outlook(np.concatenate([belief.mean, self.mean]), cov)
 
 
 class StateSpace(Protocol):
@@ -48,7 +64,7 @@ class StateSpace(Protocol):
         ...
 
     def advance(self, points: np.ndarray, drive: Any, span: float) -> np.ndarray:
-        """Carry points [n, m] over `span` days."""
+        """Carry points [n, m] over `span` days; of the resting coordinates some, or all, may be left out."""
         ...
 
     def advance_jacobian(self, mean: Vector, drive: Any, span: float) -> tuple[Vector, Matrix]:
@@ -73,9 +89,13 @@ class Filter(NamedTuple):
 
     name: str
     predict: Callable[[Belief, Any, float], Belief]  # (belief, drive, until [d])
-    look: Callable[[Belief, Sequence[str], Any], Outlook]  # (belief, channels, drive)
+    expect: Callable[[Belief, Sequence[str], Any], Expected]  # (belief, channels, drive)
     transit: Callable[[Belief, Any, float], tuple[Belief, Matrix]]
     """As `predict`, with the covariance [n, n] of the coordinates before (rows) and after (columns): for smoothing."""
+
+    def look(self, belief: Belief, channels: Sequence[str], drive: Any) -> Outlook:
+        """What is expected of the channels, and the belief itself."""
+        return self.expect(belief, channels, drive).beside(belief)
 
 
 def symmetric(cov: Matrix) -> Matrix:
@@ -89,7 +109,7 @@ def root(cov: Matrix) -> tuple[Matrix, bool]:
 
     A covariance that is not finite gives NaN: the belief says so itself (`Belief.finite`), and every gate stays shut.
     """
-    factor, info = linalg.lapack.dpotrf(cov, lower=False, clean=True)  # pyright: ignore[reportAttributeAccessIssue]
+    factor, info = dpotrf(cov, lower=False, clean=True)
     if info == 0 and isfinite(factor[-1, -1]):
         return factor, False
     if not np.isfinite(cov).all():
@@ -106,39 +126,38 @@ def ukf(model: StateSpace, size: int) -> Filter:
     Cholesky factors are triangular, so points spread along the resting coordinates move as the centre does.
     """
     weights = MerweScaledSigmaPoints(size, alpha=1.0, beta=2.0, kappa=3.0 - size)
-    weight, excess = float(weights.Wc[-1]), float(np.sum(weights.Wc)) - 2.0
-    evenly = np.full(2 * size, weight)
+    weight = float(weights.Wc[-1])
+    root_weight, evenly = float(np.sqrt(weight)), np.full(2 * size + 1, weight)
     spread, changing, moving = float(np.sqrt(3.0)), model.changing, model.moving  # sqrt(alpha^2 (n + kappa))
 
     def sigma_points(mean: Vector, factor: Matrix, along: int) -> np.ndarray:
-        """The centre, and points in pairs along the first rows of the upper factor [n, 1 + 2 along]."""
-        points = np.empty((size, 2 * along + 1))
-        offsets, centre = spread * factor[:along].T, mean[:, None]
-        points[:, :1] = centre
-        np.add(centre, offsets, out=points[:, 1 : along + 1])
-        np.subtract(centre, offsets, out=points[:, along + 1 :])
-        return points
+        """The centre, and points in pairs along the first rows of the upper factor, in the coordinates of `mean`."""
+        offsets, centre = spread * factor[:along, : mean.size].T, mean[:, None]
+        return np.concatenate((centre, centre + offsets, centre - offsets), axis=1)
 
     def moments(values: np.ndarray) -> tuple[Vector, Matrix, np.ndarray]:
-        """Mean [k] and covariance [k, k] of values at the points [k, w], and their covariance with the spreads [w//2, k]."""
-        along = values.shape[1] // 2
-        away = values[:, 1:] - values[:, :1]
-        off = away @ evenly[: 2 * along]
+        """Mean [k] and covariance [k, k] of values at the points [k, w], and their covariance with the spreads [k, w//2].
+
+        With these weights the covariance is that about the centre and one column more: how far the mean is from it.
+        """
+        along, centre = values.shape[1] // 2, values[:, 0]
+        away = values - centre[:, None]
+        pairs = away[:, 1 : along + 1] - away[:, along + 1 :]
+        pairs *= weight * spread
+        off = away @ evenly[: 2 * along + 1]
+        away[:, 0] = off / root_weight
         cov = away @ away.T
         cov *= weight
-        cov += (excess * off)[:, None] * off
-        pairs = away[:, :along] - away[:, along:]
-        pairs *= weight * spread
-        return values[:, 0] + off, cov, pairs.T
+        return centre + off, cov, pairs
 
     def pushed(belief: Belief, drive: Any, until: float) -> tuple[Belief, Matrix, Matrix]:
         """The belief at `until`; the factor of the one before, and covariances of its spreads with what they become."""
         span = until - belief.time
         factor, repaired = root(belief.cov)
-        moved = model.advance(sigma_points(belief.mean, factor, moving), drive, span)[:changing]
+        moved = model.advance(sigma_points(belief.mean[:moving], factor, moving), drive, span)[:changing]
         mean, cov = belief.mean.copy(), factor.T @ factor if repaired else belief.cov.copy()
         mean[:changing], cov[:changing, :changing], pairs = moments(moved)
-        cov[:changing, changing:] = pairs.T @ factor[:moving, changing:]
+        cov[:changing, changing:] = pairs @ factor[:moving, changing:]
         cov[changing:, :changing] = cov[:changing, changing:].T
         cov += model.process_noise(belief, span)
         return Belief(until, mean, cov, belief.repairs + repaired), factor, pairs
@@ -146,18 +165,18 @@ def ukf(model: StateSpace, size: int) -> Filter:
     def transit(belief: Belief, drive: Any, until: float) -> tuple[Belief, Matrix]:
         after, factor, pairs = pushed(belief, drive, until)
         cross = factor.T @ factor
-        cross[:, :changing] = factor[:moving].T @ pairs
+        cross[:, :changing] = factor[:moving].T @ pairs.T
         return after, cross
 
     def predict(belief: Belief, drive: Any, until: float) -> Belief:
         return pushed(belief, drive, until)[0] if until > belief.time else belief
 
-    def look(belief: Belief, channels: Sequence[str], drive: Any) -> Outlook:
+    def expect(belief: Belief, channels: Sequence[str], drive: Any) -> Expected:
         factor, _ = root(belief.cov)
         z, zz, pairs = moments(model.observe(sigma_points(belief.mean, factor, size), channels, drive))
-        return _joint(belief, z, zz, factor.T @ pairs)
+        return Expected(z, zz, factor.T @ pairs.T)
 
-    return Filter("ukf", predict, look, transit)
+    return Filter("ukf", predict, expect, transit)
 
 
 def ekf(model: StateSpace, size: int) -> Filter:
@@ -173,21 +192,14 @@ def ekf(model: StateSpace, size: int) -> Filter:
     def predict(belief: Belief, drive: Any, until: float) -> Belief:
         return transit(belief, drive, until)[0] if until > belief.time else belief
 
-    def look(belief: Belief, channels: Sequence[str], drive: Any) -> Outlook:
+    def expect(belief: Belief, channels: Sequence[str], drive: Any) -> Expected:
         z, gradients = model.observe_jacobian(belief.mean, channels, drive)
         cross = belief.cov @ gradients.T
         zz = gradients @ cross
         np.fill_diagonal(zz, np.maximum(np.diagonal(zz), 0.0))  # rounding
-        return _joint(belief, z, zz, cross)
+        return Expected(z, zz, cross)
 
-    return Filter("ekf", predict, look, transit)
-
-
-def _joint(belief: Belief, z: np.ndarray, zz: np.ndarray, cross: np.ndarray) -> Outlook:
-    n, k = belief.mean.size, z.size
-    cov = np.empty((n + k, n + k))
-    cov[:n, :n], cov[:n, n:], cov[n:, :n], cov[n:, n:] = belief.cov, cross, cross.T, zz
-    return Outlook(np.concatenate([belief.mean, z]), cov)
+    return Filter("ekf", predict, expect, transit)
 
 
 FILTERS: dict[str, Callable[[StateSpace, int], Filter]] = {"ukf": ukf, "ekf": ekf}

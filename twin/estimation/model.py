@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import casadi as ca
@@ -23,6 +23,7 @@ from twin.inputs import Drive
 from twin.integrate import FLOOR, substeps
 from twin.native.columns import Columns
 from twin.process import Process
+from twin.sensors import CHANNELS, signal
 from twin.transition import (
     N_CELL,
     N_THETA,
@@ -62,6 +63,7 @@ class BioreactorModel:
         self._step = _stepper(layout.parameters)
         self._observe = _observer(layout.parameters, self._channels, tuple(self._with_error))
         self._q = np.diag(np.square(np.array(rates_of_spread, dtype=float)))
+        self._held, self._asked = lru_cache(16)(self._held_of), lru_cache(64)(self._asked_of)
 
     def theta_columns(self, points: Float[np.ndarray, "n m"], medium: Medium) -> Float[np.ndarray, "p m"]:
         """Flat theta of every point."""
@@ -70,19 +72,25 @@ class BioreactorModel:
         theta[-len(Medium._fields) :] = np.array(medium)[:, None]
         return theta
 
-    def _flat(self, medium: Medium) -> Float[np.ndarray, " p"]:
+    def _held_of(self, drive: Drive) -> tuple[np.ndarray, np.ndarray]:
+        """Control [4] and flat theta [p] of a drive."""
         theta = self._theta.copy()
-        theta[-len(medium) :] = medium
-        return theta
+        theta[-len(drive.medium) :] = drive.medium
+        return np.array(drive.control, dtype=float), theta
+
+    def _asked_of(self, channels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [k] of channels among all, and which of them are read on the log scale [k, 1]."""
+        rows = np.array([self._place[c] for c in channels], dtype=int)
+        return rows, np.array([[CHANNELS[c].scale == "log"] for c in channels], dtype=bool).reshape(-1, 1)
 
     def advance(self, points: np.ndarray, drive: Drive, span: float) -> np.ndarray:
-        moved, control = points.copy(), np.array(drive.control)
+        moved, (control, theta) = points.copy(), self._held(drive)
         if substeps(span) == 1:
-            grown = np.exp(points[: self.moving])
-            moved[:N_STATE] = self._step(grown, control, self._flat(drive.medium), span)[0]
+            grown = self._step(np.exp(points[: self.moving]), control, theta, span)[0]
+            np.log(grown, out=moved[:N_STATE])
             return moved
-        states, theta = _physical(points[:N_STATE]), self.theta_columns(points, drive.medium)
-        moved[:N_STATE] = _logarithms(self._advance(states, control, theta, span))
+        states, columns = _physical(points[:N_STATE]), self.theta_columns(points, drive.medium)
+        moved[:N_STATE] = _logarithms(self._advance(states, control, columns, span))
         return moved
 
     def advance_jacobian(self, mean: np.ndarray, drive: Drive, span: float) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +113,9 @@ class BioreactorModel:
 
     def observe(self, points: np.ndarray, channels: Sequence[str], drive: Drive) -> np.ndarray:
         grown, errors = np.exp(points[: self.moving]), points[self.moving :]
-        return self._observe(grown, errors, self._flat(drive.medium))[0][[self._place[c] for c in channels]]
+        rows, logarithmic = self._asked(tuple(channels))
+        z = self._observe(grown, errors, self._held(drive)[1])[0].take(rows, axis=0)
+        return np.log(z, out=z, where=logarithmic)
 
     def observe_jacobian(
         self, mean: np.ndarray, channels: Sequence[str], drive: Drive
@@ -123,22 +133,22 @@ class BioreactorModel:
 
 @cache
 def _stepper(parameters: tuple[str, ...]) -> Columns:
-    """(exp of coordinates and ln parameters [moving, m], control, theta, span) -> coordinates [13, m] after one step."""
+    """(exp of coordinates and ln parameters [moving, m], control, theta, span) -> exp of coordinates [13, m] after a step."""
     grown, u = ca.SX.sym("grown", N_STATE + len(parameters)), ca.SX.sym("u", N_U)
     theta, dt = ca.SX.sym("theta", N_THETA), ca.SX.sym("dt")
     end = State(*ca.vertsplit(step_function()(*_unpacked(grown, u, parameters, theta), dt)))
-    moved = ca.log(ca.vertcat(*to_coordinates(end)))
+    moved = ca.vertcat(*to_coordinates(end))
     return Columns(ca.Function("celltwin_pushed", [grown, u, theta, dt], [moved]), {1, 2, 3})
 
 
 @cache
 def _observer(parameters: tuple[str, ...], channels: tuple[str, ...], with_error: tuple[int, ...]) -> Columns:
-    """(exp of coordinates and ln parameters [moving, m], errors [.., m], theta) -> readings [channels, m], compared."""
+    """(exp of coordinates and ln parameters [moving, m], errors [.., m], theta) -> signals [channels, m]."""
     grown, own = ca.SX.sym("grown", N_STATE + len(parameters)), ca.SX.sym("own", len(with_error))
     theta, errors = ca.SX.sym("theta", N_THETA), ca.SX.zeros(2 * len(channels))
     errors[list(with_error)] = own  # where no sensor has one, it folds away
     x, _, learnt = _unpacked(grown, None, parameters, theta)
-    z = observer_function(channels)(x, learnt, errors)
+    z = observer_function(channels, signal)(x, learnt, errors)
     return Columns(ca.Function("celltwin_looked", [grown, own, theta], [z]), {2})
 
 

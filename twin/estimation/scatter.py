@@ -35,6 +35,11 @@ class Scatter(NamedTuple):
         """Has it scattered too little for too long?"""
         return self.nats > SILENT
 
+    @property
+    def alive(self) -> bool:
+        """Does it scatter as it used to? In between, neither is said: a dead probe may stir for a reading or two."""
+        return self.nats < SILENT / 2.0
+
 
 UNHEARD = Scatter()
 
@@ -45,7 +50,7 @@ def heard(s: Scatter, y: float, r: float, now: float) -> Scatter:
     if gap < APART:
         return s
     if gap > TOGETHER:
-        return s._replace(mark=y, at=now)
+        return Scatter(y, now, s.usual, s.steps, s.nats)
     stir, nats = (y - s.mark) ** 2 / (2.0 * r), 0.0
     if s.steps >= LEARNT:
         over = stir / max(min(1.0, s.usual), 1e-9)

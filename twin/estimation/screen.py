@@ -6,7 +6,7 @@ Every reading meets, in this order:
    (frozen, lagging, quantised, or its noise divided along with the reading by a unit);
 2. **unit slip**: another unit would explain it far better (`twin.estimation.slips`): held back, the unit is proposed;
 3. **quarantine**: a quarantined channel is only watched, until `RETURN` readings in a row fit within `FIT_AGAIN` with an error
-   that a calibrated sensor of its kind may have;
+   that a calibrated sensor of its kind may have, and nothing speaks for a dead probe any more;
 4. **gate**: taken in when ``|innovation| <= gate sqrt(S)``; their ratio is published as the test ratio;
 5. **who is wrong**, after rejections: channels that contradict the belief *in one direction* say that the state is wrong,
    and the belief is widened along what they speak of. A channel alone is wrong itself, and is quarantined: a probe at
@@ -28,7 +28,7 @@ from scipy.linalg.lapack import dpotrf, dtrtrs  # pyright: ignore[reportAttribut
 
 from twin.estimation.belief import Belief, Layout
 from twin.estimation.conditioning import INFLATE, conditioned, let_go, state_of, widened
-from twin.estimation.filters import Filter, Outlook, symmetric
+from twin.estimation.filters import Expected, Filter, Outlook
 from twin.estimation.scatter import UNHEARD, Scatter, heard
 from twin.estimation.slips import likely_slip
 from twin.sensors import CHANNELS, Sensor
@@ -147,11 +147,11 @@ def fuse(
     """
     n = layout.size
     channels = tuple(dict.fromkeys(d.sensor.channel for d in data))
-    joint = algorithm.look(belief, channels, drive)
-    at_once = _at_once(joint, belief, data, watches) if len(channels) == len(data) else None
+    expected = algorithm.expect(belief, channels, drive)
+    at_once = _at_once(expected, belief, data, watches) if len(channels) == len(data) else None
     if at_once is not None:
         return at_once
-    known = dict(watches)
+    joint, known = expected.beside(belief), dict(watches)
     innovations: list[Innovation] = []
     enacted: list[Enacted] = []
     for datum in data:
@@ -185,19 +185,19 @@ def fuse(
     return Fused(state_of(joint, belief, n), tuple(innovations), known, tuple(enacted))
 
 
-def _at_once(joint: Outlook, belief: Belief, data: Sequence[Datum], watches: Watches) -> Fused | None:
+def _at_once(expected: Expected, belief: Belief, data: Sequence[Datum], watches: Watches) -> Fused | None:
     """All readings of one instant, of one channel each, taken in together; None where there is a question about any of them.
 
     With ``S = L L'`` the residuals given the readings before are ``L_jj (L^-1 (y - z))_j``, their variances ``L_jj^2``.
     """
     n, k, now = belief.mean.size, len(data), belief.time
-    s, right = joint.cov[n:, n:].copy(), np.empty((k, n + 1), order="F")
-    s.flat[:: k + 1] += [d.r for d in data]
+    s, right = expected.cov.copy(), np.empty((k, n + 1), order="F")
+    s.ravel()[:: k + 1] += [d.r for d in data]
     factor, failed = dpotrf(s, lower=True, clean=True)
     if failed:
         return None
-    right[:, :n] = joint.cov[n:, :n]
-    np.subtract([d.y for d in data], joint.mean[n:], out=right[:, n])
+    right[:, :n] = expected.cross.T
+    np.subtract([d.y for d in data], expected.mean, out=right[:, n])
     white, _ = dtrtrs(factor, right, lower=True, overwrite_b=True)
     told, scores, sds = white[:, :n], white[:, n].tolist(), factor.diagonal().tolist()
     known, innovations = dict(watches), list[Innovation]()
@@ -209,9 +209,7 @@ def _at_once(joint: Outlook, belief: Belief, data: Sequence[Datum], watches: Wat
         known[channel] = watch
         ratio = abs(score) / d.sensor.gate
         innovations.append(Innovation(now, channel, score * sd, sd * sd, score * score, ratio, "accepted"))
-    after = Belief(
-        now, joint.mean[:n] + white[:, n] @ told, symmetric(joint.cov[:n, :n] - told.T @ told), belief.repairs
-    )
+    after = Belief(now, belief.mean + white[:, n] @ told, belief.cov - told.T @ told, belief.repairs)
     return Fused(after, tuple(innovations), known, (TAKEN,) * len(data))
 
 
@@ -274,7 +272,7 @@ def _judge(d: Datum, now: float, predicted: float, s: float, w: Watch, implied: 
         since = w.alarmed if w.why else now
         return "unit_slip", w._replace(why="unit_slip", alarmed=since, detail=detail), detail
     if w.quarantined:
-        good = w.good + 1 if _possible(d, now, implied) and abs(score) <= FIT_AGAIN else 0
+        good = w.good + 1 if w.scatter.alive and _possible(d, now, implied) and abs(score) <= FIT_AGAIN else 0
         if good < RETURN[sensor.kind]:
             return "quarantined", w._replace(good=good), w.detail
         taken = taken._replace(why="", alarmed=np.inf, good=0, detail="", up=0.0, down=0.0)
