@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from inspect import signature
 from typing import Any, cast
@@ -11,6 +11,7 @@ import numpy as np
 
 from controllers.plan import Plan, Policy, Situation
 from controllers.recipes import harvest_due, recipe_control, recipe_schedule
+from controllers.rollout import resimulate
 from twin.bioreactor import Control, State
 from twin.config import ConfigError
 from twin.estimation.belief import split
@@ -79,13 +80,13 @@ def find_policy(reference: str, process: Process, **settings: Any) -> Policy:
         found = getattr(import_module(module), name)
     except AttributeError:
         raise ConfigError(f"policy {reference}: module {module} has no {name}") from None
-    except Exception as error:  # noqa: BLE001 - a user's module may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module may raise anything
         raise ConfigError(f"policy {reference}: {module} cannot be imported: {type(error).__name__}: {error}") from None
     if isinstance(found, type):
         try:
             wants = "process" in signature(found).parameters
             found = found(process=process, **settings) if wants else found(**settings)
-        except Exception as error:  # noqa: BLE001 - and so may a user's class
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - and so may a user's class
             raise ConfigError(f"policy {reference}: {name} cannot be made: {type(error).__name__}: {error}") from None
     elif settings:
         raise ConfigError(f"policy {reference}: {name} is no class and takes no settings, not {sorted(settings)}")
@@ -94,6 +95,22 @@ def find_policy(reference: str, process: Process, **settings: Any) -> Policy:
             f"policy {reference}: {name} cannot be called with (situation, previous), see controllers.plan"
         )
     return cast("Policy", found)
+
+
+def proposed(
+    situation: Situation, control: Control, policy: str, *, harvest: bool | None = None, detail: str = ""
+) -> Plan:
+    """A plan of one step, as the guard asks for one: `control` within the operating limits, and what the model expects of it.
+
+    `control` in VVD (IU/mL/d for the cytokine dose); `harvest` now or not, None: as the recipe's rule has it on counted cells.
+    """
+    s = situation
+    if harvest is None:
+        volume = float(split(s.belief.mean, s.layout, s.process.theta.cell)[0].volume)
+        harvest = harvest_due(s.process.recipe, s.now, s.readings, volume)
+    first = limited(control, float(s.applied.perfusion), s.process.limits)
+    plan = Plan(s.now, STEP, (first,), (), "solved", 0.0, s.now if harvest else None, policy, detail)
+    return replace(plan, states=tuple(resimulate(s, plan)))
 
 
 def limited(u: Control, before: float, limits: Limits) -> Control:

@@ -102,7 +102,7 @@ class ServiceConfig(_Root):
     filter: Literal["ukf", "ekf"] = "ukf"
     shadow: bool = True  # an EKF runs beside the UKF and decides nothing; their distance is health
     prior: Path | None = None  # donor-prior artefact, or a shipped one by name; null: the preset's published spreads
-    mpc: dict[str, int | float | None] = {}  # fields of `controllers.mpc.MpcSettings` and its prices
+    mpc: dict[str, bool | int | float | str | None] = {}  # fields of `controllers.mpc.MpcSettings` and its prices
     futures: int = Field(default=200, ge=20, le=20_000)  # size of the forecast ensemble
     sensors: str | None = None  # entry or file; null: the process's own
     limits: str | None = None  # entry or file; null: the process's own
@@ -118,6 +118,9 @@ class ServiceConfig(_Root):
             known = {*MpcSettings.__dataclass_fields__, *Prices._fields} - {"prices"}
             if unknown := sorted(set(self.mpc) - known):
                 raise ValueError(f"mpc: unknown settings {unknown}; known: {sorted(known)}")
+            for name, value in self.mpc.items():
+                if isinstance(value, str) and name != "solver":
+                    raise ValueError(f"mpc: field {name}: a number is expected, not {value!r}")
         for kind in ("sensors", "limits"):
             if (name := getattr(self, kind)) is not None:
                 _known(kind, name)

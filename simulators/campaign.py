@@ -13,7 +13,7 @@ from typing import Any
 from controllers.plan import Policy
 from simulators.closed_loop import BatchResult, policy_name, run_closed_loop
 from simulators.faults import Fault, every_fault, parse_fault
-from simulators.metrics import OUTCOME, Row, margin, summarise
+from simulators.metrics import OUTCOME, Row, dose, margin, summarise
 from simulators.scenario import Scenario, load_scenario
 from twin.donors.prior import DonorPrior
 from twin.process import Process, Recipe
@@ -48,7 +48,7 @@ class Job:
 
     @property
     def fault(self) -> str:
-        """What goes wrong, as `parse_fault` reads it; several joined by +."""
+        """What goes wrong, by `fault_label`; several joined by +."""
         return "+".join(fault_label(f) for f in self.faults) or NONE
 
     @property
@@ -62,10 +62,19 @@ class Job:
 
 
 def fault_label(fault: Fault) -> str:
-    """``TARGET/MODE[=SIZE][-seedN]@DAY[-DAY]`` of a fault: one name, one fault."""
-    size = "" if fault.size is None else f"={fault.size:g}"
-    until = "" if fault.until == float("inf") else f"-{fault.until:g}"
-    return f"{fault.target}/{fault.mode}{size}@{fault.onset:g}{until}" + (f"#{fault.seed}" if fault.seed else "")
+    """``TARGET/MODE[=SIZE]@DAY[-DAY][#SEED]`` of a fault: one name, one fault. `parse_fault` reads it without end and seed."""
+
+    def number(value: float) -> str:
+        return repr(float(value)).removesuffix(".0")
+
+    size = "" if fault.size is None else f"={number(fault.size)}"
+    until = "" if fault.until == float("inf") else f"-{number(fault.until)}"
+    return f"{fault.target}/{fault.mode}{size}@{number(fault.onset)}{until}" + (f"#{fault.seed}" if fault.seed else "")
+
+
+def shows(fault: Fault, scenario: Scenario) -> bool:
+    """Whether anything on a rig of `scenario` can show `fault`: a sensor's fault needs an instrument that reads it."""
+    return fault.kind != "sensor" or any(fault.target in device.channels for device in scenario.instruments)
 
 
 def named_faults(names: Iterable[str], scenario: Scenario) -> tuple[tuple[Fault, ...], ...]:
@@ -74,16 +83,15 @@ def named_faults(names: Iterable[str], scenario: Scenario) -> tuple[tuple[Fault,
     A name is ``none``, ``all`` (none, then each of the vocabulary that `scenario` can show), or as
     `simulators.faults.parse_fault` reads it. Raises ValueError for an unknown one, and for a sensor that no instrument has.
     """
-    read = {channel for device in scenario.instruments for channel in device.channels}
     found: list[tuple[Fault, ...]] = []
     for name in names:
         if name == NONE:
             found.append(())
         elif name == "all":
-            found += [(), *((f,) for f in every_fault() if f.kind != "sensor" or f.target in read)]
+            found += [(), *((f,) for f in every_fault() if shows(f, scenario))]
         else:
             fault = parse_fault(name)
-            if fault.kind == "sensor" and fault.target not in read:
+            if not shows(fault, scenario):
                 raise ValueError(f"{fault.name}: no instrument of scenario {scenario.name} reads {fault.target}")
             found.append((fault,))
     return tuple(dict.fromkeys(found)) or ((),)
@@ -135,14 +143,14 @@ def run_job(job: Job) -> dict[str, Any]:
             donor_prior=job.donor_prior, filter_name=job.filter_name, faults=job.faults,
         )  # fmt: skip
         return row_of(result, job)
-    except Exception as error:  # noqa: BLE001 - whatever one batch does, the others are wanted
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever one batch does, the others are wanted
         return error_row(job, f"{type(error).__name__}: {error}")
 
 
 def _known(job: Job) -> dict[str, Any]:
     return {
         "policy": policy_name(job.policy), "donor": job.donor, "seed": job.seed, "fault": job.fault,
-        "process": job.process.name, "scenario": job.scenario.name,
+        "process": job.process.name, "scenario": job.scenario.name, "dose": dose(job.process.targets),
     }  # fmt: skip
 
 

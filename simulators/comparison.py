@@ -1,6 +1,6 @@
 """Two policies on the same donors: who passes where the other does not, and what it costs. Pure statistics of rows.
 
-Batches are paired when donor, seed, scenario and fault agree. Batches of one donor are not independent, so that a donor
+Batches are paired when process, donor, seed, scenario and fault agree. Batches of one donor are not independent, so that a donor
 counts once: its mean difference, or which way its passes differ. With one batch a donor the test of passes is McNemar's
 exact one. Differences are always the second policy's less the first's.
 """
@@ -20,12 +20,12 @@ MEASURED = {"medium": "medium_vv", "cells": "viable_cells", "day": "day"}
 """Figures that are compared, by the column they stand in: vessel volumes, 1e9 viable cells, days."""
 
 ALLOWANCE = 0.02
-"""How much worse than the recipe a policy may be under a fault, in pass rate and as a share of its cells."""
+"""How much worse than the recipe a policy may be under a fault, in pass rate and as a share of its cells up to the dose."""
 
 
 def meeting(row: Row) -> tuple[Any, ...]:
     """What two policies must share for their batches to be a pair."""
-    return row["donor"], row["seed"], row["scenario"], row.get("fault", "none")
+    return str(row.get("process", "")), row["donor"], row["seed"], row["scenario"], row.get("fault", "none")
 
 
 def matched(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -74,14 +74,21 @@ def _by_donor(pairs: Sequence[tuple[Row, Row]], differences: Sequence[float]) ->
 
 
 def _moved(pairs: Sequence[tuple[Row, Row]], key: str) -> dict[str, Any]:
-    """Mean difference of one figure, a donor counting once, its t interval, and two tests that it is 0."""
+    """Mean difference of one figure, a donor counting once, its t interval, and two tests that it is 0.
+
+    Donors that all differ by the same amount show no spread for t to go by: neither interval nor p, unless that amount is 0.
+    """
     d = _by_donor(pairs, [float(y[key]) - float(x[key]) for x, y in pairs])
     ci = mean_interval(d)
     told = {"difference": float(d.mean()) if d.size else None, "ci": None if ci is None else list(ci)}
     if d.size < 2:
         return {**told, "p_t": None, "p_wilcoxon": None}
-    alike = bool(np.ptp(d) == 0.0)  # nothing for t to estimate a spread from
-    p_t = float(d[0] == 0.0) if alike else _p_value(ttest_1samp(d, 0.0))
+    if np.ptp(d) > 1e-9 * np.abs(d).max():
+        p_t = _p_value(ttest_1samp(d, 0.0))
+    elif not d.any():
+        p_t = 1.0
+    else:
+        p_t, told["ci"] = None, None
     apart = d[d != 0.0]
     return {**told, "p_t": p_t, "p_wilcoxon": _p_value(wilcoxon(apart)) if apart.size else 1.0}
 
@@ -153,11 +160,18 @@ def usual_base(groups: Mapping[str, Sequence[Row]], summaries: Mapping[str, Mapp
     return max(recipes, key=lambda n: (summaries[n]["pass"], -(summaries[n]["medium_vv"] or 0.0)))
 
 
+def _useful(row: Row) -> float:
+    """Viable cells up to the dose [1e9]; 0 of a batch that raised."""
+    dose = row.get("dose")
+    return min(float(row["viable_cells"] or 0.0), math.inf if dose is None else float(dose))
+
+
 def by_fault(groups: Mapping[str, Sequence[Row]], base: str, allowance: float = ALLOWANCE) -> list[dict[str, Any]]:
     """Every policy against `base` under each fault that both met: one record a fault and policy.
 
-    `worse`: by more than `allowance` in pass rate, or in mean viable cells as a share of `base`'s. A batch that raised has
-    not passed and has no cells.
+    `worse`: by more than `allowance` in pass rate, or in mean viable cells as a share of `base`'s. `cells` and `base_cells`
+    [1e9] count up to the dose, the `dose` of a row, because no patient is given more: who harvests at the dose is not worse
+    than who overshoots it. A row without one (None) counts whole. A batch that raised has not passed and has no cells.
     """
     found: list[dict[str, Any]] = []
     for fault in sorted(
@@ -168,7 +182,7 @@ def by_fault(groups: Mapping[str, Sequence[Row]], base: str, allowance: float = 
             pairs = matched(under[base], rows) if name != base else []
             if not pairs:
                 continue
-            mine, its = (sum(float(p[k]["viable_cells"] or 0.0) for p in pairs) / len(pairs) for k in (1, 0))
+            mine, its = (sum(_useful(p[k]) for p in pairs) / len(pairs) for k in (1, 0))
             medium = [float(y["medium_vv"]) - float(x["medium_vv"]) for x, y in pairs if len(finished((x, y))) == 2]
             difference = _rate(pairs, 1) - _rate(pairs, 0)
             found.append({

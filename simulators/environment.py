@@ -53,6 +53,7 @@ from controllers.mpc.objective import (
 from controllers.mpc.settings import Prices
 from controllers.plan import Decision, Plan
 from controllers.recipes import harvest_due, recipe_control
+from simulators.campaign import shows
 from simulators.closed_loop import overrides
 from simulators.faults import Fault, parse_fault
 from simulators.reactor import VirtualBioreactor
@@ -100,12 +101,15 @@ class Bioreactor(gymnasium.Env[np.ndarray, np.ndarray]):
     ) -> None:
         """`donor` None draws one at each reset; `faults` as `simulators.faults.parse_fault` reads them; `dt` [d] of a step.
 
-        Raises ValueError for a `dt` that is no whole number of the scenario's ticks or lasts a day, and for an unknown
-        fault or observation; ConfigError for an unknown process or scenario.
+        Raises ValueError for a `dt` that is no whole number of the scenario's ticks or lasts a day, for an unknown fault or
+        observation, and for a fault of a sensor that the scenario lacks; ConfigError for an unknown process or scenario.
         """
         self.process = load_config(process) if isinstance(process, str) else process
         self.scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
         self.faults = tuple(parse_fault(f) if isinstance(f, str) else f for f in faults)
+        for fault in self.faults:
+            if not shows(fault, self.scenario):
+                raise ValueError(f"{fault.name}: no instrument of scenario {self.scenario.name} reads {fault.target}")
         ticks = dt / self.scenario.tick
         if not (ticks >= 0.999 and abs(ticks - round(ticks)) < 1e-6 and dt < 1.0 - self.scenario.tick):
             raise ValueError(

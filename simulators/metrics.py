@@ -41,6 +41,11 @@ def margin(targets: Sequence[Target], cqas: Mapping[str, float]) -> float:
     return min(distances, default=math.inf)
 
 
+def dose(targets: Sequence[Target]) -> float | None:
+    """Viable cells that a batch must yield [1e9]; None where no target asks for any."""
+    return max((t.value for t in targets if t.cqa == "viable_cells" and t.sense == "at_least"), default=None)
+
+
 OUTCOME = (
     "margin", "day", "medium_vv", "feed_vv", "cytokine", "viable_cells", "viable_density", "viability", "car_fraction",
     "exhausted_fraction", "lactate", "ammonia", "ph", "lactate_peak", "viability_low", "decisions", "lapsed", "overrides",
@@ -93,7 +98,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     `pass` with its 95 % interval `pass_ci` (`pass_interval`), a batch that raised counting as not passed; `days`, `medium_vv`
     (vessel volumes delivered) and `cells` (1e9 viable), means over all batches that ended, with 95 % t intervals over donors;
     `harvest_cv` the coefficient of variation of viable density over passed batches (None for fewer than two); `missed` how
-    often each target was missed; `worst` the batch farthest below a target; `errors` how many raised. None: no batch to say.
+    often each target was missed; `worst` the batch farthest below a target; `errors` how many raised; `lapsed` how many of all
+    `decisions` asked for nothing (no usable plan, or readings too old), so that the edge kept to its recipe. None: no batch to say.
     """
     if not rows:
         raise ValueError("a summary needs at least one batch")
@@ -115,6 +121,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "n": n,
         "donors": len({r["donor"] for r in rows}),
         "errors": n - len(ended),
+        **{k: sum(int(r.get(k) or 0) for r in ended) for k in ("decisions", "lapsed")},
         "cytokine": _mean(ended, "cytokine"),
         "lactate_peak": max((float(r["lactate_peak"]) for r in ended), default=None),
         "missed": dict(sorted(missed.items())),

@@ -13,14 +13,16 @@ come. So the plan reaches for more while little is known, and releases the reser
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from controllers.mpc.objective import attribute
 from controllers.mpc.settings import MpcSettings
-from controllers.mpc.solver import Solution, compiled, size_for, solve
+from controllers.mpc.solver import compiled, size_for, solve
+from controllers.mpc.sqp import Found, Late, Step
 from controllers.mpc.task import (
     STEP,
     Course,
@@ -28,16 +30,18 @@ from controllers.mpc.task import (
     bounds,
     ceilings,
     cost_now,
+    dose_spread,
     make_task,
     parameters,
     rollout,
     starting_point,
     strict_targets,
 )
+from controllers.mpc.tree import belief_scenarios, solve_scenarios
 from controllers.plan import Plan, Situation
-from controllers.policies import limited
+from controllers.policies import RecipePolicy, limited
 from twin.bioreactor import Control, State
-from twin.process import Process
+from twin.process import Limits, Process
 from twin.transition import advance_many, flat
 
 FAR = 12
@@ -57,27 +61,48 @@ class Outcome(NamedTuple):
     moves: int
     total: float  # cost with the price of time
     course: Course
-    solution: Solution
+    memory: Step | None  # its multipliers, for neighbouring harvests
+    words: str  # the rung of the ladder, and the solver's own words
 
 
 @dataclass(frozen=True, slots=True)
 class Mpc:
-    """Nominal MPC over perfusion, feed and cytokine dosing; see the module. Pure: the previous plan is its only memory."""
+    """MPC over perfusion, feed and cytokine dosing; see the module. Pure: the previous plan is its only memory."""
 
     process: Process
     settings: MpcSettings
     name: str = "mpc"
+    clock: Callable[[], float] | None = None  # [s] what a deadline is measured by; None: there is none
 
     def __call__(self, situation: Situation, previous: Plan | None) -> Plan:
         task = make_task(situation, self.process, self.settings)
         if task.latest < 1:
             return self._harvest_now(task, "the latest day of the recipe")
-        best, words = search(task, previous)
+        best, words = search(task, previous, self._late())
         if best is None:
             return Plan(task.now, STEP, (), (), "failed", float("inf"), None, self.name, words)
         if cost_now(task) <= best.total:
             return self._harvest_now(task, "waiting costs more than it brings")
-        return self._plan(task, best)
+        plan, short = self._plan(task, best), out_of_reach(task, best)
+        return self._given_up(situation, plan, short) if short > self.settings.give_up else plan
+
+    def _late(self) -> Late | None:
+        clock, allowed = self.clock, self.settings.deadline
+        if clock is None or allowed is None:
+            return None
+        end = clock() + allowed
+        return lambda: clock() > end
+
+    def _given_up(self, situation: Situation, best: Plan, short: float) -> Plan:
+        """What the recipe would do, for medium beyond it buys no dose: unless that strains the culture more than `best` does.
+
+        Asked anew at every decision.
+        """
+        why = f"the dose is out of reach: {_expected(best.states[-1])} at best, {short:.1f} sd short"
+        plan = RecipePolicy(self.process.recipe)(situation, None)
+        if _strain(plan, self.process.limits) > max(1.0, _strain(best, self.process.limits)):
+            return replace(best, detail=f"{why}; {best.detail}")
+        return replace(plan, policy=self.name, detail=f"{why}; the recipe's rates")
 
     def _harvest_now(self, task: Task, why: str) -> Plan:
         """Harvest; until the vessel is emptied, perfuse as much as one step allows: a dense culture does not keep."""
@@ -99,12 +124,21 @@ class Mpc:
         medium = float(moves[:, 0].sum()) * STEP
         detail = (
             f"perfusion {controls[0].perfusion:.2f} VVD, dosing {controls[0].cytokine_dose:.0f} IU/mL/d; harvest on day "
-            f"{harvest_at:.2f}: {_expected(states[-1])}, {medium:.1f} more volumes of medium; {best.solution.detail}"
+            f"{harvest_at:.2f}: {_expected(states[-1])}, {medium:.1f} more volumes of medium; {best.words}"
         )
         return Plan(task.now, STEP, controls, states, "solved", best.total, harvest_at, self.name, detail)
 
 
-def search(task: Task, previous: Plan | None) -> tuple[Outcome | None, str]:
+def out_of_reach(task: Task, best: Outcome) -> float:
+    """By how many standard deviations of what is expected the best plan falls short of the dose of viable cells."""
+    dose = max((t.value for t in task.targets if t.cqa == "viable_cells" and t.sense == "at_least"), default=0.0)
+    expected = float(attribute("viable_cells", State(*best.course.ends[best.moves - 1])))
+    if dose <= 0.0:
+        return -np.inf
+    return float(np.log(dose / max(expected, 1e-9))) / dose_spread(task, best.moves)
+
+
+def search(task: Task, previous: Plan | None, late: Late | None = None) -> tuple[Outcome | None, str]:
     """The best harvest step by local descent, and the solver's words where no step could be solved."""
     tried: dict[int, Outcome | None] = {}
     words = ""
@@ -113,7 +147,11 @@ def search(task: Task, previous: Plan | None) -> tuple[Outcome | None, str]:
     if moves is not None and previous is not None and previous.harvest_at is not None:
         start = int(np.clip(round((previous.harvest_at - task.now) / STEP), 1, task.latest))
         strides, looks = (1,), task.settings.search
-    tried[start], words = optimum(task, start, moves)
+    if task.settings.real_time and moves is not None:
+        outcome = iterated(task, start, moves, late)
+        if outcome is not None:
+            return outcome, outcome.words
+    tried[start], words = optimum(task, start, moves, late)
     best = tried[start]
     if strides == (1,) and best is not None and start > FAR and round(task.now / STEP) % FAR_EVERY:
         return best, words
@@ -125,12 +163,21 @@ def search(task: Task, previous: Plan | None) -> tuple[Outcome | None, str]:
                 h = (best.moves if best else start) + direction * stride
                 if not 1 <= h <= task.latest or h in tried:
                     break
-                tried[h], words = optimum(task, h, best.course.moves if best else moves)
+                tried[h], words = optimum(task, h, best.course if best else moves, late, best.memory if best else None)
                 other = tried[h]
                 if other is None or (best is not None and other.total >= best.total):
                     break
                 best = other
     return best, words
+
+
+def iterated(task: Task, h: int, moves: np.ndarray, late: Late | None) -> Outcome | None:
+    """A real-time iteration: one quadratic programme from the last plan's course; its moves, simulated. None if it failed."""
+    found, course = by_sqp(task, h, moves, late, once=True)
+    if found.status != "solved" or course is None:
+        return None
+    simulated = rollout(task, course.moves, h, h)
+    return Outcome(h, found.cost + task.settings.prices.day * h * STEP, simulated, None, f"SQP near: {found.detail}")
 
 
 def remaining_moves(task: Task, previous: Plan | None) -> np.ndarray | None:
@@ -142,12 +189,63 @@ def remaining_moves(task: Task, previous: Plan | None) -> np.ndarray | None:
     return np.array([[u.perfusion, u.feed, u.cytokine_dose] for u in rest]) if rest else None
 
 
-def optimum(task: Task, h: int, moves: np.ndarray | None) -> tuple[Outcome | None, str]:
-    """The optimum for a harvest `h` moves ahead, by a ladder of starts, and the solver's words.
+def optimum(
+    task: Task,
+    h: int,
+    near: Course | np.ndarray | None,
+    late: Late | None = None,
+    memory: Step | None = None,
+) -> tuple[Outcome | None, str]:
+    """The optimum for a harvest `h` moves ahead, down the ladder of solvers and starts, and the last solver's words.
 
-    From the course under `moves` (a neighbour's or the last plan's), from the recipe's course, then patiently from a
-    middling constant one. A failed solve leaves nothing behind.
+    SQP from the course under `near` (a neighbour's, or the last plan's moves), SQP from the recipe's course, then IPOPT over
+    the same ladder of starts. A failed solve leaves nothing behind.
     """
+    words = ""
+    if task.settings.solver == "sqp":
+        for rung, start in (("SQP near", near), ("SQP cold", None)):
+            if rung == "SQP near" and start is None:
+                continue
+            found, course = by_sqp(task, h, start, late, memory=memory if rung == "SQP near" else None)
+            words = f"{rung}: {found.detail}"
+            if found.status == "solved" and course is not None:
+                return Outcome(h, found.cost + task.settings.prices.day * h * STEP, course, found.memory, words), words
+    if late is not None and late():
+        return None, f"{words}; no time for IPOPT"
+    outcome, said = by_ipopt(task, h, near.moves if isinstance(near, Course) else near)
+    return outcome, f"{words}; {said}" if words else said
+
+
+def by_sqp(
+    task: Task,
+    h: int,
+    near: Course | np.ndarray | None,
+    late: Late | None = None,
+    once: bool = False,
+    memory: Step | None = None,
+) -> tuple[Found, Course | None]:
+    """SQP from a course, or from the course under moves (None: the recipe's); the plan of the first scenario."""
+    start = adapted(task, near, h) if isinstance(near, Course) else rollout(task, near, h, h)
+    s = task.settings
+    scenarios = belief_scenarios(task, h, s.scenarios, start.moves)
+    found = solve_scenarios(
+        task, h, scenarios, start, robust=s.robust, late=late, once=once, warm=near is not None, memory=memory
+    )
+    at = found.at
+    return found, None if at is None else Course(at.moves[0], at.middles[0], at.ends[0])
+
+
+def adapted(task: Task, course: Course, h: int) -> Course:
+    """A course cut to `h` moves, or continued with its last move."""
+    n = len(course.moves)
+    if h <= n:
+        return Course(course.moves[:h], course.middles[:h], course.ends[:h])
+    rest = rollout(replace(task, x0=course.ends[-1], before=course.moves[-1]), course.moves[-1:], h - n, h - n)
+    return Course(*(np.concatenate([a, b]) for a, b in zip(course, rest, strict=True)))
+
+
+def by_ipopt(task: Task, h: int, moves: np.ndarray | None) -> tuple[Outcome | None, str]:
+    """IPOPT from the course under `moves`, from the recipe's course, then patiently from a middling constant one."""
     n, limits = size_for(h), task.process.limits
     targets = strict_targets(task, h)
     kinds = tuple((t.cqa, t.sense) for t in targets)
@@ -165,8 +263,13 @@ def optimum(task: Task, h: int, moves: np.ndarray | None) -> tuple[Outcome | Non
         if solution.status == "solved":
             found, middles, ends, _, _ = solution.blocks(n)
             total = solution.cost + task.settings.prices.day * h * STEP
-            return Outcome(h, total, Course(found[:h], middles[:h], ends[:h]), solution), words
+            return Outcome(h, total, Course(found[:h], middles[:h], ends[:h]), None, words), words
     return None, words
+
+
+def _strain(plan: Plan, limits: Limits) -> float:
+    """How near a plan comes to the hard limits of lactate and ammonia: 1 at a limit. That of ammonia is twice the operating one."""
+    return max(max(x.lactate / limits.lactate_hard, x.ammonia / (2.0 * limits.ammonia_max)) for x in plan.states)
 
 
 def _expected(x: State) -> str:

@@ -12,6 +12,10 @@ from twin.process import Process
 CQAS = ("viable_cells", "viable_density", "viability", "car_fraction", "exhausted_fraction", "lactate", "ammonia")
 """Targets at harvest that the model can predict."""
 
+SOLVERS = ("sqp", "ipopt")
+SCENARIOS = (1, 9, 27)
+_WHOLE = ("search", "max_iter", "sqp_iter", "scenarios", "robust")
+
 
 class Prices(NamedTuple):
     """Weights of the objective [volumes of medium per unit]; they enter the solver as parameters.
@@ -50,11 +54,18 @@ class MpcSettings:
     growth_sd: float = 0.025  # ln sd per day of cells to come that the belief's mean does not tell
     confidence: float = 1.64  # standard deviations of ln cells that the dose is met with (1.64: 95 %)
     sd_floor: float = 0.05  # ln sd of the cell number that no belief shows: the counter's own bias, losses
+    give_up: float = 2.5  # beyond so many standard deviations short of the dose, the recipe's rates are as good as any
     fraction_margin: float = 0.02  # margin of viability, CAR+ and exhaustion at harvest
     budget_reserve: float = 0.03  # share of the medium budget held back (pump gain errors)
     hard_reserve: float = 0.05  # share of the hard lactate limit held back: a plan may not touch it
     dose_floor: float = 0.6  # least cytokine dosing, as a share of the recipe's: dosing is never optional
+    solver: str = "sqp"  # "sqp", with IPOPT as its fall-back, or "ipopt"
+    real_time: bool = False  # one iteration from the last plan, where there is one, in place of a converged solution
     max_iter: int = 80  # interior-point iterations; there is no time limit: results must not depend on the machine
+    sqp_iter: int = 60  # SQP iterations
+    deadline: float | None = None  # [s] for all solves of a decision; None: none, results do not depend on the machine
+    scenarios: int = 1  # futures that one plan serves: 1, 9 or 27
+    robust: int = 1  # first moves that the scenarios share
     k1: float | None = 2.0  # the edge's cap: every rate <= k1 x the recipe's largest; None: no such cap
     k2: float | None = 3.0  # the edge's cap: every rate <= k2 x what the recipe would do then; None: no such cap
     cap_floor: float = 0.0  # [VVD] perfusion allowed where k2 x the recipe's rate is less; k1 still holds
@@ -69,9 +80,14 @@ def settings_for(process: Process, **given: Any) -> MpcSettings:
     strange = [t.cqa for t in process.targets if t.cqa not in CQAS]
     if strange:
         raise ConfigError(f"mpc: targets {strange} cannot be predicted; known: {list(CQAS)}")
+    if given.get("solver", "sqp") not in SOLVERS:
+        raise ConfigError(f"mpc: field solver: one of {list(SOLVERS)} is needed, not {given['solver']!r}")
+    if given.get("scenarios", 1) not in SCENARIOS:
+        raise ConfigError(f"mpc: field scenarios: one of {list(SCENARIOS)} is needed, not {given['scenarios']!r}")
     for name, value in given.items():
-        if value is not None and name != "prices" and not 0.0 <= float(value) < math.inf:
+        if value is not None and name not in ("prices", "solver", "real_time") and not 0.0 <= float(value) < math.inf:
             raise ConfigError(f"mpc: field {name}: a finite number >= 0 is needed, not {value!r}")
-    whole = {k: int(given[k]) for k in ("search", "max_iter") if k in given}
+    whole: dict[str, Any] = {k: int(given[k]) for k in _WHOLE if k in given}
+    whole |= {"real_time": bool(given["real_time"])} if "real_time" in given else {}
     prices = given.pop("prices", Prices())._replace(**{k: float(v) for k, v in given.items() if k in Prices._fields})
     return MpcSettings(prices=prices, **{**{k: v for k, v in given.items() if k in own}, **whole})

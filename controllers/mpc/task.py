@@ -24,7 +24,7 @@ from controllers.plan import Situation
 from controllers.policies import limited
 from controllers.recipes import recipe_schedule
 from twin.bioreactor import Control, State, Theta, physiology
-from twin.estimation.belief import N_STATE, split
+from twin.estimation.belief import N_STATE, Belief, Layout, split
 from twin.process import Process, Target
 from twin.transition import advance_many, flat
 
@@ -60,6 +60,8 @@ class Task:
     latest: int  # moves until the latest harvest
     budget: float  # medium left to plan with [vessel volumes]
     targets: tuple[Target, ...]
+    belief: Belief
+    layout: Layout
 
 
 def make_task(s: Situation, process: Process, settings: MpcSettings) -> Task:
@@ -82,14 +84,16 @@ def make_task(s: Situation, process: Process, settings: MpcSettings) -> Task:
         latest=int(np.floor(min((latest - s.now) / STEP + 1e-6, SIZES[-1]))),
         budget=float(np.clip(left, -1e3, 1e6)),
         targets=targets,
+        belief=s.belief,
+        layout=s.layout,
     )
 
 
-def strict_targets(task: Task, h: int) -> tuple[Target, ...]:
-    """The targets with their margins for a harvest `h` moves ahead."""
+def strict_targets(task: Task, h: int, spread: bool = True) -> tuple[Target, ...]:
+    """The targets with their margins for a harvest `h` moves ahead; without `spread`, none for what the belief spreads."""
     s = task.settings
-    spread = np.sqrt(task.variance + s.sd_floor**2 + (s.growth_sd * h * STEP) ** 2)
-    ratio, gap = float(np.exp(min(s.confidence * spread, MARGIN_MAX))), s.fraction_margin
+    sd = dose_spread(task, h, task.variance if spread else 0.0)
+    ratio, gap = float(np.exp(min(s.confidence * sd, MARGIN_MAX))), s.fraction_margin
 
     def strict(t: Target) -> float:
         if t.cqa in ("viable_cells", "viable_density"):
@@ -99,6 +103,12 @@ def strict_targets(task: Task, h: int) -> tuple[Target, ...]:
         return t.value + gap if t.sense == "at_least" else t.value - gap
 
     return tuple(Target(t.cqa, t.sense, strict(t), t.unit) for t in task.targets)
+
+
+def dose_spread(task: Task, h: int, believed: float | None = None) -> float:
+    """Standard deviation of ln viable cells at a harvest `h` moves ahead; `believed`: variance of the belief, None: its own."""
+    s, now = task.settings, task.variance if believed is None else believed
+    return float(np.sqrt(now + s.sd_floor**2 + (s.growth_sd * h * STEP) ** 2))
 
 
 def cost_now(task: Task) -> float:
@@ -161,13 +171,20 @@ def ceilings(task: Task, starts: np.ndarray) -> np.ndarray:
     return top
 
 
+def move_bounds(task: Task, course: Course) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest moves [N, 3] along a course: the floor of dosing, and the ceilings at its states."""
+    high = ceilings(task, np.vstack([task.x0, course.ends[:-1]]))
+    low = np.zeros_like(high)
+    low[:, -1] = np.minimum(high[:, -1], task.settings.dose_floor * task.process.recipe.cytokine_dose)
+    return low, high
+
+
 def bounds(task: Task, course: Course) -> tuple[np.ndarray, np.ndarray]:
     """Hard bounds of the variables: moves between the floor of dosing and their ceilings; the rest by sign."""
     n, missed = len(course.moves), len(task.targets) + N_CLOSING
     low, high = np.zeros((n, STAGE)), np.full((n, STAGE), np.inf)
-    high[:, :N_MOVE] = ceilings(task, np.vstack([task.x0, course.ends[:-1]])) / MOVE_SCALE
-    floor = task.settings.dose_floor * task.process.recipe.cytokine_dose / MOVE_SCALE[2]
-    low[:, N_MOVE - 1] = np.minimum(high[:, N_MOVE - 1], floor)
+    least, most = move_bounds(task, course)
+    low[:, :N_MOVE], high[:, :N_MOVE] = least / MOVE_SCALE, most / MOVE_SCALE
     low[:, N_MOVE : N_MOVE + DEGREE * N_STATE] = 1e-10
     return np.append(low.ravel(), np.zeros(missed)), np.append(high.ravel(), np.full(missed, np.inf))
 

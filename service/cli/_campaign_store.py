@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from service.cli._campaign_tables import NEEDED
 from service.cli.console import fail, plain
 from simulators.campaign import place
 
@@ -52,6 +53,10 @@ class Store:
         from service.tracking import digest
 
         known = None if fresh else _read(manifest)
+        if known is None and not fresh and os.fstat(self._file).st_size:
+            fail(
+                f"{self._path}: holds batches, but {MANIFEST} is gone; choose another folder with --out, or begin it anew with --fresh"
+            )
         if known is not None and known.get("sha256") == digest.of_value(told):
             return self._read_rows()
         if known is not None:
@@ -74,7 +79,9 @@ class Store:
             try:
                 row = json.loads(line)
                 rows[place(row)] = row
-            except (ValueError, KeyError, TypeError) as error:
+                if lacking := [k for k in NEEDED if k not in row]:
+                    raise KeyError(*lacking)
+            except (ArithmeticError, ValueError, KeyError, TypeError) as error:
                 fail(
                     f"{self._path}: line {n}: not a batch of a campaign ({type(error).__name__}); begin anew with --fresh"
                 )
@@ -103,11 +110,14 @@ class Store:
 
 def _read(manifest: Path) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(manifest.read_text(encoding="utf-8")))
+        told: Any = json.loads(manifest.read_text(encoding="utf-8"))
+        if isinstance(told["definition"], dict):
+            return told
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError):
-        fail(f"{manifest}: not a campaign's manifest; choose another folder with --out, or begin anew with --fresh")
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    return fail(f"{manifest}: not a campaign's manifest; choose another folder with --out, or begin anew with --fresh")
 
 
 def _write(manifest: Path, content: Any) -> None:

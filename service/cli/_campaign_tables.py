@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ BATCHES = "batches.parquet"
 SUMMARY = "summary.json"
 NEEDED = ("policy", "donor", "seed", "scenario", "passed", "missed", "margin", "day", "medium_vv", "viable_density", "cytokine",
           "lactate_peak", "viable_cells", "viability")  # fmt: skip
+
+
+NAMES = ("policy", "scenario", "missed")
 
 
 def figures(policies: Mapping[str, Mapping[str, Any]], title: str) -> Group:
@@ -64,6 +68,15 @@ def _table(title: str, first: str, *others: str) -> Table:
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def lapses(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One line a policy some of whose decisions lapsed; a policy that raises is seen only by this."""
+    return [
+        f"{name}: {s['lapsed']} of {s['decisions']} decisions lapsed; the edge kept to its recipe"
+        for name, s in policies.items()
+        if s["lapsed"]
+    ]
 
 
 def pairs(found: Mapping[str, Mapping[str, Any]], base: str) -> Group:
@@ -125,11 +138,11 @@ def under_faults(table: Sequence[Mapping[str, Any]], base: str) -> Group | str:
     if not names:
         return "no policy shares a fault and a donor with " + base
     told = _table(
-        f"each fault against {base}; worse: by over {ALLOWANCE:.0%} in passes or cells",
+        f"each fault against {base}; worse: by over {ALLOWANCE:.0%} in passes or cells (up to the dose)",
         "policy", "faults", "not worse", "worse", "least pass", "least cells",
     )  # fmt: skip
     listed = _table(
-        f"worse under (the worst {LISTED} of each policy; --json holds all)",
+        f"worse under (the worst {LISTED} of each policy; --json holds all); cells up to the dose, 1e9",
         "policy",
         "fault",
         "n",
@@ -172,8 +185,31 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
         fail(f"{path}: holds no batch")
     frame["fault"] = frame["fault"] if "fault" in frame.columns else NONE
     frame["error"] = frame["error"].fillna("") if "error" in frame.columns else ""
+    if "dose" not in frame.columns:
+        if set(frame["fault"].tolist()) != {NONE}:
+            fail(
+                f"{path}: column dose is missing, up to which cells count under faults; write it anew with `celltwin simulate`"
+            )
+        frame["dose"] = None
     rows = [{str(k): v for k, v in record.items()} for record in frame.to_dict("records")]
+    for k, row in enumerate(rows, start=1):
+        _check(row, f"{path}: batch {k}")
+        row["dose"] = row["dose"] if _is_number(row["dose"]) else None
     return [{**r, **dict.fromkeys(OUTCOME)} if r["error"] else r for r in rows]
+
+
+def _check(row: Mapping[str, Any], where: str) -> None:
+    """End the program with one line unless a batch has its names, and its numbers if it ended."""
+    for name in NEEDED:
+        if name in NAMES and not isinstance(row[name], str):
+            fail(f"{where}: {name} is {row[name]!r}; expected a name")
+        owed = not row["error"] or name in ("donor", "seed")
+        if name not in NAMES and owed and not _is_number(row[name]):
+            fail(f"{where}: {name} is {row[name]!r}; expected a number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not math.isnan(value)
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:

@@ -53,7 +53,7 @@ def bench(
         from service.bench import mpc
         from twin.config import load_config
 
-        with progress("bench mpc", 2.0 * mpc.ROUNDS + 4.0) as advance:
+        with progress("bench mpc", mpc.ROUNDS + 7.0) as advance:
             result = mpc.measure(load_config("car_nk"), seed, effort, advance)
     else:
         from service.bench import filters

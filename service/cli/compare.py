@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from service.cli._campaign_pictures import draw, writable
-from service.cli._campaign_tables import figures, pairs, read_rows, under_faults
+from service.cli._campaign_tables import BATCHES, figures, lapses, pairs, read_rows, under_faults
 from service.cli.console import console, emit_json, fail
 from simulators.campaign import NONE, rank
 from simulators.comparison import against, by_fault, usual_base
@@ -48,23 +48,30 @@ def compare(
         console.print(pairs(found, reference))
     if faulty:
         console.print(under_faults(table, reference))
+    for said in lapses(policies):
+        console.print(said, soft_wrap=True, markup=False)
     if plot is not None:
         console.print(f"picture: {plot}", soft_wrap=True)
 
 
 def _groups(runs: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """Batches by policy; a policy that occurs in several runs is told apart by the run's folder."""
+    """Batches by policy; a policy that occurs in several runs is told apart by the run's folder, or by its whole path."""
     read = [(run, read_rows(run)) for run in runs]
+    files = [(run / BATCHES if run.is_dir() else run).resolve() for run in runs]
+    if twice := [run for run, file in zip(runs, files, strict=True) if files.count(file) > 1]:
+        fail(f"{twice[-1]}: given twice; expected each run once")
+    folders = {run: file.parent for run, file in zip(runs, files, strict=True)}
+    named = [folder.name for folder in folders.values()]
+    called = {run: f.name if named.count(f.name) == 1 else str(run) for run, f in folders.items()}
     homes: dict[str, set[Path]] = {}
     for run, rows in read:
         for row in rows:
             homes.setdefault(str(row["policy"]), set()).add(run)
     groups: dict[str, list[dict[str, Any]]] = {}
     for run, rows in read:
-        folder = run if run.is_dir() else run.parent
         for row in rows:
             name = str(row["policy"])
-            groups.setdefault(name if len(homes[name]) == 1 else f"{name}@{folder.resolve().name}", []).append(row)
+            groups.setdefault(name if len(homes[name]) == 1 else f"{name}@{called[run]}", []).append(row)
     return {n: groups[n] for n in sorted(groups, key=rank)}
 
 

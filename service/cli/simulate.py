@@ -17,7 +17,7 @@ from controllers.policies import find_policy
 from service.cli._campaign_engines import check_engine, run_all
 from service.cli._campaign_pictures import draw, writable
 from service.cli._campaign_store import Store
-from service.cli._campaign_tables import SUMMARY, figures, pairs, under_faults, write_rows
+from service.cli._campaign_tables import SUMMARY, figures, lapses, pairs, under_faults, write_rows
 from service.cli._tracking import deliver, tracked
 from service.cli.console import console, emit_json, fail, plain, progress
 from simulators.campaign import ALL, NONE, by_policy, jobs, named_faults, summary
@@ -130,6 +130,8 @@ def simulate(
         console.print(pairs(found, base))
     if faulty:
         console.print(under_faults(table, base))
+    for said in lapses(figures_of):
+        console.print(said, soft_wrap=True, markup=False)
     for said in sorted({str(r["error"]) for r in rows if r["error"]})[:5]:
         console.print(
             f"raised in {sum(r['error'] == said for r in rows)} batches: {said}", soft_wrap=True, markup=False
@@ -175,14 +177,24 @@ def _definition(process: Process, scenario: Scenario, policies: tuple[str, ...],
     from service.tracking import digest
     from service.tracking.provenance import source_sha256
 
-    own = {n: str(getattr(sys.modules[n.partition(":")[0]], "__file__", None) or "") for n in policies if ":" in n}
     return {
         "process": process.name,
         "process_sha256": digest.of_value(process),
         "scenario": scenario.name,
         "scenario_sha256": digest.of_value(scenario),
         "policies": list(policies),
-        "policies_sha256": {n: digest.of_file(Path(f)) for n, f in own.items() if f and Path(f).is_file()},
+        "policies_sha256": {
+            n: digest.of_value({f.name: digest.of_file(f) for f in _own(n)}) for n in policies if ":" in n
+        },
         "prior": None if prior is None else digest.of_prior(prior),
         "code": source_sha256(("twin", "controllers", "simulators")),
     }
+
+
+def _own(policy: str) -> list[Path]:
+    """The file of a user's policy, and those beside it that have been imported: what it may be made of."""
+    source = getattr(sys.modules[policy.partition(":")[0]], "__file__", None)
+    if not source:
+        return []
+    files = {Path(f) for m in list(sys.modules.values()) if (f := getattr(m, "__file__", None))}
+    return sorted(f for f in files if f.parent == Path(source).parent and f.suffix == ".py" and f.is_file())

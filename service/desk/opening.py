@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +50,7 @@ class ConfiguredOpening:
         try:
             process = process_for(config, message)
             prior = donor_prior(config.prior, process)
-            settings = config.mpc if config.policy == "mpc" else {}
+            settings = {**config.mpc, "clock": time.monotonic} if config.policy == "mpc" else {}
             policy = make_policy(config.policy, process, **settings)
             units = {name: number.unit for name, number in load_preset(message.preset).cell.items()}
             shadow = "ekf" if config.shadow and config.filter == "ukf" else None

@@ -114,7 +114,9 @@ def fault_map(table: Sequence[Mapping[str, Any]], base: str, allowance: float) -
     with mpl.rc_context(STYLE):
         for i, name in enumerate(names):
             for a, (key, title) in zip(
-                axes[2 * i :], (("pass_difference", "pass rate"), ("cells_difference", "viable cells")), strict=False
+                axes[2 * i :],
+                (("pass_difference", "pass rate"), ("cells_difference", "cells up to the dose")),
+                strict=False,
             ):
                 values = np.full((len(rows), len(columns)), np.nan)
                 for r, target, mode in faulty:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,8 @@ from twin.batch import start
 from twin.config import ConfigError, load_config
 from twin.donors.prior import preset_prior
 
-PROCESS = load_config("car_nk")
+SHIPPED = load_config("car_nk")
+PROCESS = replace(SHIPPED, limits=replace(SHIPPED.limits, medium_budget=8.0))
 PRIOR = preset_prior(PROCESS)
 NOBODY = start("plan", PROCESS, PRIOR)
 

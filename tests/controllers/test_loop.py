@@ -13,7 +13,8 @@ import pytest
 
 import controllers.loop as loop
 from controllers import Plan, Policy, Situation, make_policy
-from controllers.loop import GRACE, PERIOD, Session, basis_of, decide, receive
+from controllers.loop import GRACE, PERIOD, Session, basis_of, decide, receive, situate
+from controllers.policies import RecipePolicy
 from controllers.rollout import resimulate
 from twin.batch import Batch, apply, assimilate, believe_at, start
 from twin.bioreactor import Control, State
@@ -84,12 +85,20 @@ def near_the_end() -> Batch:
 
 
 def test_the_mpc_decides_and_says_why() -> None:
-    d = decide(near_the_end(), 3.1, make_policy("mpc", near_the_end().process), None)
+    d = decide(near_the_end(), 3.1, make_policy("mpc", near_the_end().process, give_up=100), None)
     assert d.control is not None
     assert d.plan.status == "solved"
     assert d.control == pytest.approx(d.plan.controls[0], abs=1e-6)
     assert d.plan.harvest_at == pytest.approx(5.1, abs=0.25)
     assert "harvest on day" in d.reasons[1]
+
+
+def test_where_the_dose_is_out_of_reach_the_mpc_spends_what_the_recipe_would() -> None:
+    b = near_the_end()
+    d = decide(b, 3.1, make_policy("mpc", b.process), None)
+    assert "out of reach" in d.reasons[1] and "sd short" in d.reasons[1]
+    own = RecipePolicy(b.process.recipe)(situate(b, 3.1, believe_at(b, 3.1)), None)
+    assert d.plan.controls == own.controls and d.plan.policy == "mpc"
 
 
 def test_the_same_batch_gives_the_same_decision_byte_for_byte() -> None:

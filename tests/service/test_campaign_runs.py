@@ -20,16 +20,21 @@ from service.cli import _campaign_store as store
 from service.cli import run
 from service.cli._campaign_engines import DIED, run_all
 from service.cli._campaign_store import Store
+from service.cli._campaign_tables import lapses
+from service.cli.simulate import _definition
 from simulators.campaign import error_row, jobs, run_job, summary
+from simulators.metrics import OUTCOME
+from simulators.scenario import load_scenario
 from twin.config import load_config
 
 PROCESS = load_config("car_nk")
 SHORT = replace(PROCESS, recipe=replace(PROCESS.recipe, harvest_latest=0.75))
+DAYS = replace(PROCESS, recipe=replace(PROCESS.recipe, harvest_latest=1.25))  # the first count is known by then
 LINE = ["simulate", "--policy", "constant_2,cspr_100", "--donors", "2", "--first", "3000", "--fault", "none",
         "--fault", "pump:perfusion/clog=0.1@1", "--workers", "1"]  # fmt: skip
 OWN = '''
 from twin.bioreactor import Control
-from controllers.plan import Plan
+from controllers.policies import proposed
 
 
 class Own:
@@ -40,7 +45,7 @@ class Own:
 
     def __call__(self, situation, previous):
         """Half of the pump."""
-        return Plan(situation.now, 0.25, (Control(self.most / 2, 0, 0, 300),), (), "solved", 0.0, None, "own")
+        return proposed(situation, Control(self.most / 2, 0, 0, 300), "own")
 
 
 class Raising:
@@ -48,10 +53,20 @@ class Raising:
         raise ArithmeticError("no idea")
 
 
+class Leaving:
+    def __call__(self, situation, previous):
+        raise SystemExit(3)
+
+
 class Dying:
     def __call__(self, situation, previous):
         import os
         os._exit(7)
+
+
+class Gone:
+    def __init__(self):
+        raise SystemExit("no display")
 
 
 class Unmade:
@@ -144,13 +159,58 @@ def test_rows_are_safe_one_by_one_and_come_back_to_the_last_bit(
         assert kept.rows == {}
 
 
-@pytest.mark.parametrize(("name", "content"), [(store.MANIFEST, "{"), (store.ROWS, '{"policy": 1}\n')])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(store.MANIFEST, "{"), (store.MANIFEST, '{"sha256": "x", "definition": 5}'), (store.MANIFEST, "[]"), (store.ROWS, '{"policy": 1}\n'),
+     (store.ROWS, '{"policy": "p", "donor": 1, "seed": 1}\n'), (store.ROWS, '{"policy": "p", "donor": 1e999, "seed": 1}\n')],
+)  # fmt: skip
 def test_a_broken_folder_is_told(name: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Store(tmp_path, {"donors": 2}).close()
     (tmp_path / name).write_text(content)
     with pytest.raises(SystemExit):
         Store(tmp_path, {"donors": 2})
     assert name in said(capsys)
+
+
+def test_batches_whose_manifest_is_gone_are_not_thrown_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Store(tmp_path, {"donors": 2}) as kept:
+        kept.add(error_row(jobs(PROCESS, ("constant_2",), 1)[0], "OSError: disk"))
+    (tmp_path / store.MANIFEST).unlink()
+    with pytest.raises(SystemExit):
+        Store(tmp_path, {"donors": 2})
+    assert "is gone" in said(capsys) and (tmp_path / store.ROWS).stat().st_size > 0
+    Store(tmp_path, {"donors": 2}, fresh=True).close()
+    assert (tmp_path / store.ROWS).stat().st_size == 0
+
+
+def written(folder: Path, **columns: Any) -> str:
+    """A run's folder, as one of two rows and with some columns otherwise."""
+    folder.mkdir(parents=True)
+    first = {**error_row(jobs(PROCESS, ("constant_2",), 1)[0], ""), **dict.fromkeys(OUTCOME, 1.0), "passed": True}
+    frame = pd.DataFrame([first, {**first, "donor": 1, "seed": 1}]).assign(**columns)
+    frame.to_parquet(folder / "batches.parquet")
+    return str(folder)
+
+
+def test_runs_are_told_apart_and_none_is_counted_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = written(tmp_path / "a" / "run"), written(tmp_path / "b" / "run")
+    assert run(["compare", one, two, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["policies"]
+    assert {name: s["n"] for name, s in found.items()} == {f"constant_2@{one}": 2, f"constant_2@{two}": 2}
+    assert run(["compare", one, f"{one}/batches.parquet"]) == 2
+    assert "given twice" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [({"medium_vv": "x"}, "batch 1: medium_vv is 'x'; expected a number"), ({"viable_cells": [1.0, None]}, "batch 2: viable_cells"),
+     ({"donor": None}, "donor is None; expected a number"), ({"policy": None}, "policy is None; expected a name")],
+)  # fmt: skip
+def test_a_run_with_a_hole_in_it_is_told(
+    columns: Any, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["compare", written(tmp_path / "run", **columns)]) == 2
+    assert words in said(capsys)
 
 
 def test_a_batch_that_raises_is_a_row_with_its_error() -> None:
@@ -172,21 +232,45 @@ def test_a_batch_whose_process_dies_is_a_row_and_the_others_are_run(own: Path) -
 
 def test_a_policy_is_one_small_class(own: Path) -> None:
     """Named by module and class or handed over: the same batch. One that raises leaves the edge to its recipe."""
-    named, handed = (run_job(jobs(SHORT, (p,), 1)[0]) for p in ("own:Own", find_policy("own:Own", SHORT)))
-    assert named == handed and named["decisions"] > 0 and named["error"] == ""
-    raising = run_job(jobs(SHORT, ("own:Raising",), 1)[0])
+    named, handed = (run_job(jobs(DAYS, (p,), 1)[0]) for p in ("own:Own", find_policy("own:Own", DAYS)))
+    assert named == handed and named["decisions"] > named["lapsed"] and named["error"] == ""
+    raising = run_job(jobs(DAYS, ("own:Raising",), 1)[0])
     assert raising["error"] == "" and raising["lapsed"] == raising["decisions"] > 0
-    recipe = run_job(jobs(SHORT, (SHORT.recipe,), 1)[0])
+    figures = summary([named, raising])
+    assert lapses(figures)[1:] == ["own:Raising: 5 of 5 decisions lapsed; the edge kept to its recipe"]
+    leaving = run_job(jobs(DAYS, ("own:Leaving",), 1)[0])
+    assert leaving["error"] == "SystemExit: 3" and not leaving["passed"]
+    recipe = run_job(jobs(DAYS, (DAYS.recipe,), 1)[0])
+    assert named["overrides"] > 0 and named["medium_vv"] > recipe["medium_vv"]  # its pump ran
     assert {k: raising[k] for k in ("viable_cells", "medium_vv")} == {
         k: recipe[k] for k in ("viable_cells", "medium_vv")
     }
     with pytest.raises(ValueError, match="twice"):
-        jobs(SHORT, ("own:Own", find_policy("own:Own", SHORT)), 1)
+        jobs(DAYS, ("own:Own", find_policy("own:Own", DAYS)), 1)
+
+
+def test_a_campaign_hangs_on_what_a_policy_is_made_of(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module beside the policy's, edited between kill and resume, makes it another campaign."""
+    (own / "rates.py").write_text("RATE = 1.0\n")
+    (own / "made.py").write_text("from rates import RATE\nfrom own import Own\n")
+    for name in ("made", "rates"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    find_policy("made:Own", PROCESS)
+
+    def told() -> Any:
+        return _definition(PROCESS, load_scenario(), ("made:Own",), None)
+
+    before = told()
+    assert told() == before
+    (own / "rates.py").write_text("RATE = 2.0\n")
+    assert {k for k in before if told()[k] != before[k]} == {"policies_sha256"}
+    for name in ("made", "rates"):
+        sys.modules.pop(name)
 
 
 @pytest.mark.parametrize(
     ("policy", "words"),
-    [("own:Missing", "has no Missing"), ("nowhere:Own", "cannot be imported"), ("own:Unmade", "no licence"), ("own:NUMBER", "cannot be called"),
+    [("own:Missing", "has no Missing"), ("nowhere:Own", "cannot be imported"), ("own:Unmade", "no licence"), ("own:Gone", "no display"), ("own:NUMBER", "cannot be called"),
      ("own:", "module:Class"), ("constant_2", "--fault: fault 'ph'")],
 )  # fmt: skip
 def test_what_cannot_be_run_is_told_before_anything_runs(

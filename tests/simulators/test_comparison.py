@@ -12,8 +12,9 @@ from scipy.stats import binomtest, ttest_rel, wilcoxon
 from simulators.campaign import NONE, fault_label, named_faults
 from simulators.comparison import against, by_fault, difference_interval, holm, matched, paired, usual_base
 from simulators.faults import CONTRACT, PUMP_MODES, SENSOR_MODES, Fault, every_fault, parse_fault
-from simulators.metrics import mean_interval, pass_interval, summarise, wilson
+from simulators.metrics import dose, mean_interval, pass_interval, summarise, wilson
 from simulators.scenario import load_scenario
+from twin.config import load_config
 
 RNG = np.random.default_rng(11)
 
@@ -48,6 +49,20 @@ def test_with_one_batch_a_donor_the_tests_are_the_textbooks() -> None:
     assert r["medium"]["p_wilcoxon"] == pytest.approx(wilcoxon(y - x).pvalue)
     assert r["medium"]["difference"] == pytest.approx(float(np.mean(y - x)))
     assert r["day"] == {"difference": 0.0, "ci": [0.0, 0.0], "p_t": 1.0, "p_wilcoxon": 1.0}
+
+
+def test_donors_that_all_differ_alike_give_t_nothing_to_go_by() -> None:
+    a, b = ([row(d, True, 6.0 + 0.1 * d - less, day=10.0 - less) for d in range(5)] for less in (0.0, 0.25))
+    told = paired(a, b)
+    for name in ("day", "medium"):  # the medium's differences are alike up to rounding
+        assert told[name]["difference"] == pytest.approx(-0.25)
+        assert (told[name]["ci"], told[name]["p_t"]) == (None, None)
+        assert told[name]["p_wilcoxon"] == pytest.approx(2.0**-4)
+
+
+def test_donors_of_one_number_in_two_processes_are_no_pair() -> None:
+    assert matched([row(0, True, process="car_nk")], [row(0, True, process="t_cell")]) == []
+    assert len(matched([row(0, True, process="cho")], [row(0, True, process="cho")])) == 1
 
 
 def test_turning_a_comparison_round_turns_its_signs() -> None:
@@ -139,6 +154,33 @@ def test_worse_under_a_fault_is_said_of_passes_and_of_cells() -> None:
     assert table["ph/nan@6"]["pass_difference"] == pytest.approx(-0.1)
     assert table["do/off@6"]["cells_difference"] == pytest.approx(-0.025)
     assert len(matched(base, mine)) == 30  # a batch is met again only under its own fault
+
+
+def test_cells_beyond_the_dose_do_not_count() -> None:
+    """Who harvests at the dose is not worse than who overshoots it; who falls short of it is."""
+    over = [row(d, True, viable_cells=22.0, dose=20.0) for d in range(4)]
+    groups = {"cspr_100": over} | {
+        name: [row(d, True, viable_cells=cells, dose=20.0) for d in range(4)]
+        for name, cells in (("at", 20.1), ("short", 19.5))
+    }
+    told = {r["policy"]: r for r in by_fault(groups, "cspr_100")}
+    assert {n: r["worse"] for n, r in told.items()} == {"at": False, "short": True}
+    assert (told["at"]["cells"], told["at"]["base_cells"], told["at"]["cells_difference"]) == (20.0, 20.0, 0.0)
+    assert told["short"]["cells_difference"] == pytest.approx(-0.025)
+    whole = by_fault({n: [{**r, "dose": None} for r in rows] for n, rows in groups.items()}, "cspr_100")
+    assert all(r["worse"] for r in whole)
+
+
+def test_the_dose_is_the_process_s_target_of_cells() -> None:
+    targets = load_config("car_nk").targets
+    assert dose(targets) == next(t.value for t in targets if t.cqa == "viable_cells")
+    assert dose([t for t in targets if t.cqa != "viable_cells"]) is None
+
+
+def test_one_name_is_one_fault() -> None:
+    sizes = (0.12345678, 0.12345679, 1e-6, 1.0 / 24.0)
+    assert len({fault_label(Fault("ph", "drift", 6.0, size=s)) for s in sizes}) == len(sizes)
+    assert all(parse_fault(fault_label(f)) == f for f in (Fault("ph", "drift", 1.0 / 3.0, size=s) for s in sizes))
 
 
 def test_the_vocabulary_is_every_mode_on_every_channel_and_pump() -> None:

@@ -131,7 +131,7 @@ def test_a_batch_beyond_its_limits_ends_where_that_is_asked() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"dt": 0.1}, "multiple"), ({"dt": 1.0}, "below a day"), ({"observation": "soul"}, "unknown"), ({"faults": ("ph/melted",)}, "mode")],
+    [({"dt": 0.1}, "multiple"), ({"dt": 1.0}, "below a day"), ({"observation": "soul"}, "unknown"), ({"faults": ("ph/melted",)}, "mode"), ({"faults": ("total_density/off",)}, "no instrument")],
 )  # fmt: skip
 def test_impossible_options_are_told(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

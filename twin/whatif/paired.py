@@ -34,6 +34,9 @@ from twin.history import Batch
 from twin.process import Limits
 from twin.whatif.edits import Edits, most_of
 
+SHORTEST = 2.0 * ROUND
+"""An edit that is shorter may fall between two instants of the futures and do nothing [d]."""
+
 
 class Change(NamedTuple):
     """A probability without and with the edit; `se` is the standard error of `delta`, of paired futures."""
@@ -114,6 +117,12 @@ def run_pair(
             f"the harvest was due on day {latest:g}, now is day {now:.4g}: nothing lies ahead; expected an earlier day"
         )
     edits = edits.checked(batch.process, now, furthest)
+    for e in edits.rates:
+        since, until = e.window(now)
+        if until - max(since, now) < SHORTEST:
+            raise ValueError(
+                f"edit {str(e)!r}: is too short to be forecast; expected {1440.0 * SHORTEST:.0f} min at least"
+            )
     ends = min(max(latest, now), furthest), edits.harvest or min(latest, furthest)
     turns = [t for e in edits.rates for t in e.window(now)]
     capped: set[str] = set()

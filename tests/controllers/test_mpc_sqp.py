@@ -1,0 +1,278 @@
+"""The SQP and its scenarios: the optimum is IPOPT's, penalties are exact, and whatever fails leaves nothing behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controllers.mpc import convex, make_mpc, policy
+from controllers.mpc.points import slopes_at, values_at
+from controllers.mpc.policy import adapted, by_ipopt, by_sqp, optimum
+from controllers.mpc.sqp import Found, Iterate
+from controllers.mpc.stages import Stages, eliminate, residuals
+from controllers.mpc.task import Course, Task, make_task, rollout
+from controllers.mpc.transcription import MOVE_SCALE, SCALE
+from controllers.mpc.tree import Scenario, belief_scenarios, nominal, solve_scenarios
+from controllers.plan import Situation
+from controllers.recipes import recipe_schedule
+from twin.bioreactor import Control, State, to_coordinates
+from twin.config import ConfigError, load_config
+from twin.estimation.belief import Belief, Layout
+from twin.process import Target
+from twin.transition import flat
+
+PROCESS = load_config("car_nk")
+LAYOUT = Layout(("mu_max", "Y_LG"), ())
+DAY10 = State(6.5, 6.0, 1.2, 14.0, 15.0, 3.5, 2.0, 130.0, 11.0, 0.1, 16.0, 0.99, 1.0)
+ACID = DAY10._replace(lactate=24.0, strong_ion=8.0)
+
+
+def situation(x: State, now: float = 10.0) -> Situation:
+    cell = PROCESS.theta.cell
+    with np.errstate(all="ignore"):
+        mean = np.log(np.array([*to_coordinates(x), cell.mu_max, cell.Y_LG], dtype=float))
+    belief = Belief(now, mean, np.eye(mean.size) * 0.03**2)
+    applied, recipe = Control(0.8, 0.0, 0.0, 300.0), recipe_schedule(PROCESS.recipe)(now, x)
+    return Situation(now, belief, LAYOUT, {}, applied, recipe, PROCESS, 3.0)
+
+
+@cache
+def task(x: State = DAY10, **settings: Any) -> Task:
+    return make_task(situation(x), PROCESS, make_mpc(PROCESS, **settings).settings)
+
+
+@cache
+def solved(x: State, h: int) -> tuple[Found, Course]:
+    found, course = by_sqp(task(x), h, None)
+    assert found.status == "solved"
+    assert course is not None
+    return found, course
+
+
+@pytest.mark.parametrize(("x", "h"), [(DAY10, 4), (DAY10, 8), (ACID, 8)])
+def test_the_optimum_is_ipopt_s(x: State, h: int) -> None:
+    """Another solver on the same equations: its own tolerance is the last digit."""
+    found, course = solved(x, h)
+    other, _ = by_ipopt(task(x), h, None)
+    assert other is not None
+    days = task(x).settings.prices.day * h * 0.25
+    assert found.cost == pytest.approx(other.total - days, rel=1e-5)
+    assert course.moves[:, 0] == pytest.approx(other.course.moves[:, 0], abs=5e-3)
+
+
+def test_a_target_in_reach_is_met_exactly_and_its_price_is_never_paid() -> None:
+    """Exact penalties: beyond the multiplier, the price of a miss changes nothing; below it, the target is missed."""
+    want = {t.cqa: t.value for t in nominal(task(), 8)[0].targets}["viable_cells"]
+    _, course = solved(DAY10, 8)
+    dearer, again = by_sqp(task(target_ln=900.0), 8, None)
+    cheap, less = by_sqp(task(target_ln=0.5), 8, None)
+    assert again is not None
+    assert less is not None
+    cells = [float(c.ends[-1, :2].sum()) for c in (course, again, less)]
+    assert cells[:2] == pytest.approx([want] * 2, rel=1e-5)
+    assert cells[2] < 0.99 * want
+    assert dearer.cost == pytest.approx(solved(DAY10, 8)[0].cost, rel=1e-5)
+    assert cheap.cost < dearer.cost
+
+
+def test_eliminated_stages_are_newton_s_step() -> None:
+    """One step of the linear stages from a course leaves gaps of second order only."""
+    t = task()
+    course, p = rollout(t, None, 4, 4), flat(t.theta)[:, None]
+    limits = np.array([5.0, 20.0, 28.5, 3.0, 50.0, 6.9, 7.4, 0.5])
+    z, x, u = course.middles[None] / SCALE, course.ends[None] / SCALE, course.moves[None] / MOVE_SCALE
+    x0, theta = t.x0[None] / SCALE, np.ascontiguousarray(np.tile(p, (1, 8)))
+
+    def at(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.stack([z, x], axis=2).reshape(-1, 13), np.repeat(u.reshape(-1, 3), 2, axis=0)
+
+    def gaps(z: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return residuals(x0, z, x, values_at(*at(z, x), theta, limits)[0].reshape(1, 4, 2, 13), 0.25)
+
+    stages = eliminate(slopes_at(*at(z, x), theta, limits), gaps(z, x), 0.25)
+    before = np.abs(gaps(z, x)).max()
+    dx, start = np.zeros_like(x), np.zeros((1, 13))
+    dz = np.zeros_like(z)
+    for k in range(4):
+        both = np.concatenate([start, np.zeros((1, 3))], axis=1)[..., None]
+        dz[:, k] = (stages.inner_by[:, k] @ both)[..., 0] + stages.inner_gap[:, k]
+        dx[:, k] = start = (stages.by[:, k] @ both)[..., 0] + stages.gap[:, k]
+    assert np.abs(gaps(z + dz, x + dx)).max() < 0.05 * before
+
+
+def test_convexity_costs_nothing_along_the_dynamics() -> None:
+    """Both routes give the same forms; they are convex; and over steps that keep the dynamics they are those given."""
+    rng = np.random.default_rng(0)
+    s, n = 2, 4
+    h, g = rng.standard_normal((s, n, 16, 16)), rng.standard_normal((s, n, 16))
+    h = 0.02 * (h + h.swapaxes(-1, -2))
+    stages = Stages(
+        0.3 * rng.standard_normal((s, n, 13, 16)), rng.standard_normal((s, n, 13)), *(np.zeros(1),) * 6
+    )  # fmt: skip
+    rates, held = np.full((s, n, 3), 5.0), np.zeros((s, n, 3), bool)
+    made, linear, _ = convex.convexify(stages, h, g, rates, held)
+    again, too, turned = convex.convexify(stages, h, g, rates, held, compiled=False)
+    assert turned == 0
+    assert made == pytest.approx(again, abs=1e-9)
+    assert linear == pytest.approx(too, abs=1e-9)
+    assert np.linalg.eigvalsh(made).min() > -1e-9
+
+    def worth(u: np.ndarray, full: bool) -> float:
+        total, x, before = 0.0, np.zeros((s, 13, 1)), np.zeros((s, 3, 1))
+        for k in range(n):
+            now = u[:, k, :, None]
+            if full:
+                v = np.concatenate([before, x, now], axis=1)
+                total += float((0.5 * v.swapaxes(1, 2) @ made[:, k] @ v).sum() + (linear[:, k] * v[..., 0]).sum())
+            else:
+                v = np.concatenate([x, now], axis=1)
+                total += float((0.5 * v.swapaxes(1, 2) @ h[:, k] @ v).sum() + (g[:, k] * v[..., 0]).sum())
+                total += float(5.0 * ((now - before) ** 2).sum())
+            x = stages.by[:, k] @ np.concatenate([x, now], axis=1) + stages.gap[:, k, :, None]
+            before = now
+        return total
+
+    nothing = np.zeros((s, n, 3))
+    for _ in range(3):
+        u = rng.standard_normal((s, n, 3))
+        assert worth(u, True) - worth(nothing, True) == pytest.approx(worth(u, False) - worth(nothing, False), rel=1e-6)
+
+
+def test_without_a_compiler_the_plan_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, course = solved(DAY10, 4)
+    monkeypatch.setattr(convex, "_entry", lambda: None)
+    _, other = by_sqp(task(), 4, None)
+    assert other is not None
+    assert other.moves == pytest.approx(course.moves, abs=1e-4)
+
+
+def test_the_same_problem_gives_the_same_bytes() -> None:
+    found, _ = solved(DAY10, 8)
+    again, _ = by_sqp(task(), 8, None)
+    assert found.at is not None
+    assert again.at is not None
+    assert [a.tobytes() for a in again.at] == [a.tobytes() for a in found.at]
+
+
+# --- scenarios -----------------------------------------------------------------------------------------------------
+
+
+def test_identical_scenarios_are_the_nominal_problem() -> None:
+    t, h = task(), 4
+    start = rollout(t, None, h, h)
+    one = nominal(t, h)
+    alone = solve_scenarios(t, h, one, start)
+    assert alone.at is not None
+    assert solved(DAY10, h)[0].cost == alone.cost
+    for robust in (1, h):
+        three = solve_scenarios(t, h, [replace(one[0], weight=w) for w in (1.0, 2.0, 5.0)], start, robust=robust)
+        assert three.at is not None
+        assert three.cost == pytest.approx(alone.cost, rel=1e-6)
+        assert three.at.moves[:, :, 0] == pytest.approx(np.tile(alone.at.moves[:, :, 0], (3, 1)), abs=2e-3)
+
+
+def test_scenarios_share_their_first_moves_and_differ_after() -> None:
+    t, h = task(scenarios=9, robust=2), 8
+    start = rollout(t, None, h, h)
+    scenarios = belief_scenarios(t, h, 9)
+    assert sum(s.weight for s in scenarios) == pytest.approx(1.0)
+    assert scenarios[0].x0 == pytest.approx(t.x0)
+    found = solve_scenarios(t, h, scenarios, start, robust=2)
+    assert found.status == "solved"
+    assert found.at is not None
+    u = found.at.moves / MOVE_SCALE
+    assert np.ptp(u[:, :2], axis=0).max() < 1e-6
+    assert np.ptp(u[:, 2:], axis=0).max() > 1e-3
+    spread = found.at.ends[:, -1, 0]
+    assert spread.min() < spread[0] < spread.max()
+
+
+def test_gauss_hermite_points_have_the_belief_s_variance_where_it_counts() -> None:
+    """Along the directions that are kept: the spread of ln cells now over the scenarios is not above the belief's."""
+    t = task()
+    points = belief_scenarios(t, 4, 27)
+    assert len(points) == 27
+    w = np.array([p.weight for p in points])
+    ln = np.log(np.array([p.x0[:2].sum() for p in points]))
+    assert w @ ln == pytest.approx(np.log(t.x0[:2].sum()), abs=1e-9)
+    assert 0.5 * 0.03 < np.sqrt(w @ (ln - w @ ln) ** 2) < 1.001 * 0.03
+
+
+def test_scenarios_that_cannot_be_are_refused() -> None:
+    t = task()
+    start = rollout(t, None, 4, 4)
+    one = nominal(t, 4)[0]
+    with pytest.raises(ValueError, match="at least one"):
+        solve_scenarios(t, 4, [], start)
+    with pytest.raises(ValueError, match="positive weight"):
+        solve_scenarios(t, 4, [replace(one, weight=0.0)], start)
+    other: Scenario = replace(one, targets=(Target("viability", "at_least", 0.8, "-"),))
+    with pytest.raises(ValueError, match="same kinds"):
+        solve_scenarios(t, 4, [one, other], start)
+
+
+# --- failures and the ladder ---------------------------------------------------------------------------------------
+
+
+def test_what_is_not_solved_leaves_nothing_behind() -> None:
+    t = task()
+    start = rollout(t, None, 4, 4)
+    hurried = solve_scenarios(t, 4, nominal(t, 4), start, max_iter=1)
+    late = solve_scenarios(t, 4, nominal(t, 4), start, late=lambda: True)
+    broken = solve_scenarios(t, 4, nominal(t, 4), start._replace(ends=start.ends * np.nan))
+    assert [f.status for f in (hurried, late, broken)] == ["iteration_limit", "iteration_limit", "not_finite"]
+    assert all(f.at is None and np.isnan(f.cost) for f in (hurried, late, broken))
+    assert "out of time" in late.detail
+
+
+def test_the_ladder_ends_at_ipopt_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, words = optimum(task(), 4, None)
+    assert found is not None
+    assert words.startswith("SQP cold: SQP, ")
+    failed = Found("diverged", "SQP: no descent", float("nan"), None, 3)
+    monkeypatch.setattr(policy, "solve_scenarios", lambda *_, **__: failed)
+    fallen, words = optimum(task(), 4, None)
+    assert fallen is not None
+    assert words.startswith("SQP cold: SQP: no descent; IPOPT Solve")
+    assert fallen.total == pytest.approx(found.total, rel=1e-5)
+    nothing, words = optimum(task(), 4, None, late=lambda: True)
+    assert nothing is None
+    assert "no time for IPOPT" in words
+
+
+def test_a_real_time_iteration_comes_close_to_the_optimum() -> None:
+    s = situation(DAY10)
+    plan = make_mpc(PROCESS)(s, None)
+    following = situation(State(*np.array(plan.states[1]) * 1.01), 10.25)
+    following = replace(following, applied=plan.controls[0])
+    quick = make_mpc(PROCESS, real_time=True)(following, plan)
+    full = make_mpc(PROCESS)(following, plan)
+    assert "real-time iteration" in quick.detail
+    assert quick.status == "solved"
+    assert quick.controls[0].perfusion == pytest.approx(full.controls[0].perfusion, abs=0.1)
+
+
+def test_a_course_is_cut_and_continued() -> None:
+    t = task()
+    course = rollout(t, None, 4, 4)
+    shorter, longer = adapted(t, course, 3), adapted(t, course, 6)
+    assert [len(c.moves) for c in (shorter, longer)] == [3, 6]
+    assert longer.moves[4:, 2] == pytest.approx(course.moves[3, 2])
+    assert adapted(t, longer, 4).ends == pytest.approx(course.ends)
+
+
+@pytest.mark.parametrize("settings", [{"solver": "magic"}, {"scenarios": 5}, {"robust": -1}])
+def test_solvers_and_trees_that_are_not_there_are_refused_by_name(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"mpc: field {next(iter(settings))}"):
+        make_mpc(PROCESS, **settings)
+
+
+def test_an_iterate_is_of_physical_units() -> None:
+    found, course = solved(DAY10, 4)
+    assert isinstance(found.at, Iterate)
+    assert found.at.moves[0] == pytest.approx(course.moves)
+    assert course.moves[:, 2].min() >= 180.0 - 1e-6
