@@ -10,11 +10,13 @@ cannot pass on this plant within the recipe's days.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from controllers import make_recipe
 from controllers.outlook import declared
 from controllers.prospect import planned as set_up
 from simulators.closed_loop import run_closed_loop
@@ -30,6 +32,8 @@ from twin.scores import Z95, brier, logistic_calibration
 
 RECIPES = ("time_steps", "density_steps", "cspr_50", "cspr_100", "lactate_p_12", "lactate_p_8", "constant_2")
 """The recipes of SCIENCE section 4."""
+DOSED = ("cspr_100", "lactate_p_8", "constant_2")
+"""Those of them that are also run at the largest cytokine dose: the MPC may dose more than the recipes do."""
 MPC, HINDSIGHT = "mpc", "hindsight"
 DAYS = (6.0, 8.0, 10.0)
 """Days on which the plan in force is asked what it declares."""
@@ -66,8 +70,8 @@ def run(job: Job) -> Row:
             if decision.at in DAYS and decision.plan.controls:
                 batch = as_known(result.session.batch, decision.at)
                 said[decision.at] = declared(batch, decision.at, decision.plan, n=FUTURES, seed=job.seed).p_release
-    for name in RECIPES:
-        batches[name] = _row(run_closed_loop(process, name, donor=job.seed, seed=job.seed).outcome, job.seed)
+    for name, recipe in recipes(process).items():
+        batches[name] = _row(run_closed_loop(process, recipe, donor=job.seed, seed=job.seed).outcome, job.seed)
     batches[HINDSIGHT] = hindsight(process, job.seed)
     return {"seed": job.seed, "batches": batches, "declared": said}
 
@@ -78,6 +82,21 @@ def _row(outcome: Any, donor: int) -> dict[str, Any]:
         "margin": 0.0, "day": outcome.day, "medium_vv": outcome.medium_vv, "cytokine": outcome.cytokine, "feed_vv": outcome.feed_vv,
         "lactate_peak": outcome.lactate_peak, "viability_low": outcome.viability_low, **outcome.cqas,
     }  # fmt: skip
+
+
+def recipes(process: Process) -> dict[str, Recipe]:
+    """The recipes as users run them, and the best of them at the largest cytokine dose."""
+    own = {name: make_recipe(name, process) for name in RECIPES}
+    most = process.limits.cytokine_dose_max
+    return own | {dosed(name): replace(own[name], name=f"{name}*", cytokine_dose=most) for name in DOSED}
+
+
+def dosed(name: str) -> str:
+    """What a recipe at the largest cytokine dose is called."""
+    return f"{name}, most cytokine"
+
+
+ALL = (*RECIPES, *map(dosed, DOSED))
 
 
 def programmes(process: Process) -> list[Recipe]:
@@ -113,7 +132,7 @@ def _met(values: np.ndarray, sense: str, limit: float) -> np.ndarray:
 
 
 def _by_policy(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    return {name: [r["batches"][name] for r in rows] for name in (MPC, *RECIPES, HINDSIGHT)}
+    return {name: [r["batches"][name] for r in rows] for name in (MPC, *ALL, HINDSIGHT)}
 
 
 def figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
@@ -121,9 +140,9 @@ def figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
     by = _by_policy(rows)
     told = {name: summarise(batches) for name, batches in by.items()}
     mpc, n = told[MPC], len(rows)
-    best = max(RECIPES, key=lambda name: (told[name]["pass"], -told[name]["medium_vv"]))
+    best = max(ALL, key=lambda name: (told[name]["pass"], -told[name]["medium_vv"]))
     frugal = min(
-        (name for name in RECIPES if told[name]["pass"] >= mpc["pass"] - NEAR), default=best, key=lambda name: told[name]["medium_vv"]
+        (name for name in ALL if told[name]["pass"] >= mpc["pass"] - NEAR), default=best, key=lambda name: told[name]["medium_vv"]
     )  # fmt: skip
     feasible = [k for k, row in enumerate(by[HINDSIGHT]) if row["passed"]]
     able = [by[MPC][k] for k in feasible]

@@ -9,7 +9,7 @@ import pytest
 
 from simulators.recording import record
 from simulators.study import STUDIES
-from simulators.study.control import HINDSIGHT, MPC, RECIPES, figures, hindsight, programmes, tables
+from simulators.study.control import ALL, HINDSIGHT, MPC, figures, hindsight, programmes, tables
 from twin.config import load_config
 
 PROCESS = load_config("car_nk")
@@ -30,7 +30,7 @@ def rows(n: int = 200) -> list[dict[str, Any]]:
     for k in range(n):
         p = float(rng.uniform(0.05, 0.95))
         passed = bool(rng.random() < p)
-        batches = {name: batch(k, k % 2 == 0, 8.0) for name in RECIPES}
+        batches = {name: batch(k, k % 2 == 0, 8.0) for name in ALL}
         batches |= {MPC: batch(k, passed, 6.0), HINDSIGHT: batch(k, True, 5.0)}
         found.append({"seed": k, "batches": batches, "declared": {6.0: p, 8.0: p, 10.0: p}})
     return found
@@ -51,7 +51,7 @@ def test_the_figures_are_those_of_the_rows() -> None:
     assert told["MPC: medium, mean over all donors [volumes]"].value == pytest.approx(6.0)
     saved = next(f for name, f in told.items() if name.startswith("medium saved against"))
     assert saved.value == pytest.approx(0.25) and saved.holds
-    assert [line[0] for line in tables(given)[0].rows] == [MPC, *RECIPES, HINDSIGHT]
+    assert [line[0] for line in tables(given)[0].rows] == [MPC, *ALL, HINDSIGHT]
     assert "control" in STUDIES
 
 
