@@ -50,8 +50,9 @@ class ConfiguredOpening:
         try:
             process = process_for(config, message)
             prior = donor_prior(config.prior, process)
-            settings = {**config.mpc, "clock": time.monotonic} if config.policy == "mpc" else {}
-            policy = make_policy(config.policy, process, **settings)
+            settings = config.mpc if config.policy == "mpc" else {}
+            clock = {"clock": time.monotonic} if "deadline" in settings else {}
+            policy = make_policy(config.policy, process, **settings, **clock)
             units = {name: number.unit for name, number in load_preset(message.preset).cell.items()}
             shadow = "ekf" if config.shadow and config.filter == "ukf" else None
             batch = start(message.batch, process, prior, config.filter, shadow)

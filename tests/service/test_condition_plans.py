@@ -84,7 +84,7 @@ def test_search_map_and_pictures_of_a_plan(ask: Any, tmp_path: Path) -> None:
     assert 0.5 <= found["settings"]["perfusion_max"] <= 1.5
     assert found["gain"]["q05"] <= found["gain"]["mean"] <= found["gain"]["q95"]
     assert found["present"]["settings"]["cspr_pl_per_cell_d"] == 100.0
-    assert [round(p["budget"], 3) for p in found["front"]] == [4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 16.0, 24.0]
+    assert [round(p["budget"], 3) for p in found["front"]] == [5.0, 6.25, 7.5, 8.75, 10.0, 12.5, 15.0, 20.0, 30.0]
     assert drawn["y"] == {"name": "perfusion_max", "unit": "VVD", "log": False, "values": drawn["y"]["values"]}
     assert drawn["y"]["values"][0] == 0.5 and drawn["y"]["values"][-1] == 1.5
     assert drawn["held"]["settings"] == found["settings"]

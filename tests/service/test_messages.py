@@ -22,6 +22,7 @@ from service.messages import (
     ReadBack,
     Rejected,
     StateQuery,
+    WhatIfQuery,
     addressed,
     codec,
     decode,
@@ -80,6 +81,8 @@ def test_every_field_is_typed_strictly(cls: type[Message]) -> None:
         field = next(f for name, f in cls.model_fields.items() if key in (name, f.alias))
         if field.is_required():
             assert refusal(cls.example_topic, rest) in {"missing_field", "bad_unit"}
+        elif cls is WhatIfQuery and key == "edits":  # one of three ways to ask, and none is left
+            assert refusal(cls.example_topic, rest) == "bad_value"
         else:
             decode(cls.example_topic, json.dumps(rest).encode())
 
