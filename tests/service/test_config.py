@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from service.config import Budget, Caps, EdgeConfig, ServiceConfig, load_edge, load_service
+from service.desk import ConfiguredOpening
+from service.messages import BatchStart
 from simulators import edge as edge_core
 from twin.config import ConfigError
 from twin.donors.artefact import ArtefactError
@@ -58,6 +60,16 @@ def test_the_default_posture_is_safe(tmp_path: Path) -> None:
 def test_caps_and_budget_are_those_of_the_edge() -> None:
     assert edge_core.Caps(**Caps().model_dump()) == edge_core.Caps()
     assert edge_core.Budget(**Budget().model_dump()) == edge_core.Budget()
+
+
+@pytest.mark.parametrize("mpc", [{}, {"deadline": 5.0}, {"solver": "ipopt", "scenarios": 9, "real_time": True}])
+def test_a_batch_opens_under_the_mpc_that_is_configured(tmp_path: Path, mpc: dict[str, Any]) -> None:
+    """A deadline is kept by the service's clock; nothing else of the clock enters what a batch depends on."""
+    message = BatchStart.model_validate(BatchStart.example)
+    opened = [ConfiguredOpening(serve(tmp_path, mpc=mpc))(message) for _ in range(2)]
+    assert opened[0].digest == opened[1].digest
+    assert opened[0].policy.name == "mpc"
+    assert (opened[0].policy.clock is not None) is ("deadline" in mpc)
 
 
 @pytest.mark.parametrize(
