@@ -78,13 +78,20 @@ class Mpc:
         task = make_task(situation, self.process, self.settings)
         if task.latest < 1:
             return self._harvest_now(task, "the latest day of the recipe")
-        best, words = search(task, previous, self._late())
+        late = self._late()
+        best, words = search(task, previous, late)
         if best is None:
             return Plan(task.now, STEP, (), (), "failed", float("inf"), None, self.name, words)
+        short = out_of_reach(task, best)
+        if short > self.settings.give_up:  # as far as a search near the last plan has looked
+            last, _ = optimum(task, task.latest, None, late)
+            if last is not None and out_of_reach(task, last) < short:
+                best, short = last, out_of_reach(task, last)
+        if short > self.settings.give_up:
+            return self._given_up(situation, self._plan(task, best), short)
         if cost_now(task) <= best.total:
             return self._harvest_now(task, "waiting costs more than it brings")
-        plan, short = self._plan(task, best), out_of_reach(task, best)
-        return self._given_up(situation, plan, short) if short > self.settings.give_up else plan
+        return self._plan(task, best)
 
     def _late(self) -> Late | None:
         clock, allowed = self.clock, self.settings.deadline

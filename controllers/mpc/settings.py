@@ -85,9 +85,15 @@ def settings_for(process: Process, **given: Any) -> MpcSettings:
     if given.get("scenarios", 1) not in SCENARIOS:
         raise ConfigError(f"mpc: field scenarios: one of {list(SCENARIOS)} is needed, not {given['scenarios']!r}")
     for name, value in given.items():
-        if value is not None and name not in ("prices", "solver", "real_time") and not 0.0 <= float(value) < math.inf:
+        if name in ("prices", "solver") or value is None:
+            continue
+        if name == "real_time":
+            if not isinstance(value, bool):
+                raise ConfigError(f"mpc: field real_time: true or false is needed, not {value!r}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
             raise ConfigError(f"mpc: field {name}: a finite number >= 0 is needed, not {value!r}")
+        elif name in _WHOLE and (value != int(value) or value < 1):
+            raise ConfigError(f"mpc: field {name}: a whole number of 1 or more is needed, not {value!r}")
     whole: dict[str, Any] = {k: int(given[k]) for k in _WHOLE if k in given}
-    whole |= {"real_time": bool(given["real_time"])} if "real_time" in given else {}
     prices = given.pop("prices", Prices())._replace(**{k: float(v) for k, v in given.items() if k in Prices._fields})
     return MpcSettings(prices=prices, **{**{k: v for k, v in given.items() if k in own}, **whole})

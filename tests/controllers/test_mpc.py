@@ -318,3 +318,31 @@ def test_it_solves_from_a_hundred_odd_states() -> None:
         if plan.status == "solved":
             assert resimulation_fault(plan, resimulate(s, plan), PROCESS.limits, GuardSettings()) is None
     assert failures == 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"robust": 0}, {"sqp_iter": 0}, {"search": 1.5}, {"max_iter": "abc"}, {"real_time": "false"}, {"deadline": True}],
+)
+def test_a_setting_that_means_nothing_is_refused(given: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"mpc: field {next(iter(given))}: "):
+        mpc(**given)
+
+
+def test_nothing_is_given_up_before_the_latest_day_has_been_asked_about() -> None:
+    """Three in five cells are lost: the harvest of the last plan is far out of reach, the dose itself is not."""
+    _, before = usual()
+    x = before.states[1]
+    lost = x._replace(car_positive=0.4 * x.car_positive, car_negative=0.4 * x.car_negative)
+    plan = mpc()(situation(lost, 10.25), before)
+    assert plan.status == "solved" and "out of reach" not in plan.detail
+    assert plan.states[-1].viable_cells > 18.0
+
+
+def test_a_culture_that_no_longer_grows_is_not_perfused_for_a_harvest_that_is_refused() -> None:
+    few = DAY10._replace(car_positive=1.5, car_negative=1.5, doublings=40.0)
+    s = situation(few, 12.0)
+    plan = mpc()(s, None)
+    own = recipe_schedule(PROCESS.recipe)(12.0, few).perfusion
+    assert "out of reach" in plan.detail and plan.harvest_at != s.now
+    assert plan.controls[0].perfusion <= max(float(own), PROCESS.limits.perfusion_max * 0.2)
