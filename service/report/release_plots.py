@@ -157,10 +157,10 @@ def courses(shown: Sequence[Course]) -> Figure:
 def _styles(n: int) -> list[tuple[float, tuple[float, ...]] | str]:
     known: list[tuple[float, tuple[float, ...]] | str] = [
         "-",
-        (0, (5, 2)),
-        (0, (1, 1.3)),
-        (0, (6, 1.5, 1, 1.5)),
-        (0, (3, 1)),
+        (0.0, (5.0, 2.0)),
+        (0.0, (1.0, 1.3)),
+        (0.0, (6.0, 1.5, 1.0, 1.5)),
+        (0.0, (3.0, 1.0)),
     ]
     return [known[k % len(known)] for k in range(n)]
 

@@ -56,6 +56,7 @@ def test_forecasts_of_release_are_scored_and_drawn(capsys: pytest.CaptureFixture
         "--plots",
         str(tmp_path / "new"),
     )
+    assert out, (code, err)
     told = json.loads(out)
     assert code == (0 if told["ok"] else 1)
     assert told["figures"]
