@@ -1,4 +1,4 @@
-"""The nominal MPC as a policy: what to solve, from where, and until when.
+"""The MPC as a policy: what to solve, from where, and until when.
 
 Harvest time as a decision. The harvest is a whole number h of moves ahead. For a given h the programme is smooth, and
 stages beyond h have length 0; its optimum J(h) + price_of_a_day * h is compared over h. Leaving the final time free inside
@@ -37,7 +37,7 @@ from controllers.mpc.task import (
     starting_point,
     strict_targets,
 )
-from controllers.mpc.tree import belief_scenarios, solve_scenarios
+from controllers.mpc.tree import belief_scenarios, price, solve_scenarios
 from controllers.plan import Plan, Situation
 from controllers.policies import RecipePolicy, limited
 from twin.bioreactor import Control, State
@@ -53,6 +53,12 @@ STRIDES = (8, 2, 1)
 
 PATIENCE = 3
 """Harvest steps tried before the search gives up where none can be solved."""
+
+SHARES = (1.0, 0.5, 0.25)
+"""Lengths of a real-time step that are looked at: where a limit comes to bind, a full one may overshoot."""
+
+WORSE = 1e-3
+"""Share of 1 + its cost by which a real-time iteration may be dearer than the moves that it began from."""
 
 
 class Outcome(NamedTuple):
@@ -80,6 +86,9 @@ class Mpc:
             return self._harvest_now(task, "the latest day of the recipe")
         late = self._late()
         best, words = search(task, previous, late)
+        if best is None and self.settings.scenarios > 1:  # one future is better than no plan
+            task = replace(task, settings=replace(self.settings, scenarios=1))
+            best, words = search(task, previous, late)
         if best is None:
             return Plan(task.now, STEP, (), (), "failed", float("inf"), None, self.name, words)
         short = out_of_reach(task, best)
@@ -89,7 +98,7 @@ class Mpc:
                 best, short = last, out_of_reach(task, last)
         if short > self.settings.give_up:
             return self._given_up(situation, self._plan(task, best), short)
-        if cost_now(task) <= best.total:
+        if waiting(task) <= best.total:
             return self._harvest_now(task, "waiting costs more than it brings")
         return self._plan(task, best)
 
@@ -136,6 +145,13 @@ class Mpc:
         return Plan(task.now, STEP, controls, states, "solved", best.total, harvest_at, self.name, detail)
 
 
+def waiting(task: Task) -> float:
+    """What harvesting now costs, over the same futures as the plans: `cost_now`."""
+    if task.settings.scenarios == 1:
+        return cost_now(task)
+    return sum(s.weight * cost_now(task, s.x0, s.targets) for s in belief_scenarios(task, 0, task.settings.scenarios))
+
+
 def out_of_reach(task: Task, best: Outcome) -> float:
     """By how many standard deviations of what is expected the best plan falls short of the dose of viable cells."""
     dose = max((t.value for t in task.targets if t.cqa == "viable_cells" and t.sense == "at_least"), default=0.0)
@@ -168,7 +184,7 @@ def search(task: Task, previous: Plan | None, late: Late | None = None) -> tuple
                 if best is None and len(tried) >= PATIENCE:
                     return None, words
                 h = (best.moves if best else start) + direction * stride
-                if not 1 <= h <= task.latest or h in tried:
+                if not 1 <= h <= task.latest or h in tried or (late is not None and late()):
                     break
                 tried[h], words = optimum(task, h, best.course if best else moves, late, best.memory if best else None)
                 other = tried[h]
@@ -179,12 +195,23 @@ def search(task: Task, previous: Plan | None, late: Late | None = None) -> tuple
 
 
 def iterated(task: Task, h: int, moves: np.ndarray, late: Late | None) -> Outcome | None:
-    """A real-time iteration: one quadratic programme from the last plan's course; its moves, simulated. None if it failed."""
+    """A real-time iteration: one step from the last plan's course, of the length in `SHARES` whose moves are cheapest.
+
+    Moves are judged by what they cost simulated, the last plan's among them. None where the step failed, or brings nothing
+    worth `WORSE`: then the ladder is climbed down as usual.
+    """
     found, course = by_sqp(task, h, moves, late, once=True)
     if found.status != "solved" or course is None:
         return None
-    simulated = rollout(task, course.moves, h, h)
-    return Outcome(h, found.cost + task.settings.prices.day * h * STEP, simulated, None, f"SQP near: {found.detail}")
+    scenarios = belief_scenarios(task, h, task.settings.scenarios)
+    begun = rollout(task, moves, h, h)
+    tried = [rollout(task, begun.moves + share * (course.moves - begun.moves), h, h) for share in SHARES]
+    costs = [price(task, h, scenarios, c) for c in tried]
+    best, before = int(np.argmin(costs)), price(task, h, scenarios, begun)
+    if not costs[best] <= before + WORSE * (1.0 + abs(before)):
+        return None
+    words = f"SQP near: {found.detail}" if best == 0 else f"SQP near: {SHARES[best]:g} of a {found.detail}"
+    return Outcome(h, costs[best] + task.settings.prices.day * h * STEP, tried[best], None, words)
 
 
 def remaining_moves(task: Task, previous: Plan | None) -> np.ndarray | None:
@@ -206,7 +233,7 @@ def optimum(
     """The optimum for a harvest `h` moves ahead, down the ladder of solvers and starts, and the last solver's words.
 
     SQP from the course under `near` (a neighbour's, or the last plan's moves), SQP from the recipe's course, then IPOPT over
-    the same ladder of starts. A failed solve leaves nothing behind.
+    the same ladder of starts: of one future, for it knows no more. A failed solve leaves nothing behind.
     """
     words = ""
     if task.settings.solver == "sqp":
@@ -217,9 +244,11 @@ def optimum(
             words = f"{rung}: {found.detail}"
             if found.status == "solved" and course is not None:
                 return Outcome(h, found.cost + task.settings.prices.day * h * STEP, course, found.memory, words), words
+    if task.settings.scenarios > 1:
+        return None, f"{words}; IPOPT plans for one future"
     if late is not None and late():
         return None, f"{words}; no time for IPOPT"
-    outcome, said = by_ipopt(task, h, near.moves if isinstance(near, Course) else near)
+    outcome, said = by_ipopt(task, h, near.moves if isinstance(near, Course) else near, late)
     return outcome, f"{words}; {said}" if words else said
 
 
@@ -234,7 +263,7 @@ def by_sqp(
     """SQP from a course, or from the course under moves (None: the recipe's); the plan of the first scenario."""
     start = adapted(task, near, h) if isinstance(near, Course) else rollout(task, near, h, h)
     s = task.settings
-    scenarios = belief_scenarios(task, h, s.scenarios, start.moves)
+    scenarios = belief_scenarios(task, h, s.scenarios)
     found = solve_scenarios(
         task, h, scenarios, start, robust=s.robust, late=late, once=once, warm=near is not None, memory=memory
     )
@@ -251,7 +280,7 @@ def adapted(task: Task, course: Course, h: int) -> Course:
     return Course(*(np.concatenate([a, b]) for a, b in zip(course, rest, strict=True)))
 
 
-def by_ipopt(task: Task, h: int, moves: np.ndarray | None) -> tuple[Outcome | None, str]:
+def by_ipopt(task: Task, h: int, moves: np.ndarray | None, late: Late | None = None) -> tuple[Outcome | None, str]:
     """IPOPT from the course under `moves`, from the recipe's course, then patiently from a middling constant one."""
     n, limits = size_for(h), task.process.limits
     targets = strict_targets(task, h)
@@ -262,6 +291,8 @@ def by_ipopt(task: Task, h: int, moves: np.ndarray | None) -> tuple[Outcome | No
     for rung, start in (("near", moves), ("recipe", None), ("patient", middling)):
         if rung == "near" and start is None:
             continue
+        if late is not None and late():
+            return None, f"{words}; out of time"
         course = rollout(task, start, h, n)
         low, high = bounds(task, course)
         program = compiled(n, kinds, task.settings.max_iter, rung == "patient")

@@ -50,7 +50,7 @@ class Iterate(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """What the solver found: only "solved" may be used, for anything ("stepped": one iteration was asked for)."""
+    """What the solver found: only "solved" may be used; where one iteration was asked for, as a step and not as an optimum."""
 
     status: SolveStatus
     detail: str

@@ -69,6 +69,7 @@ class Step(NamedTuple):
     closing: np.ndarray  # [S, T + 3] multipliers of targets and closing terms
     held: np.ndarray  # [S, N, 3] which moves are kept at a bound
     stepped: np.ndarray  # [S, N] where the largest change of perfusion binds
+    slow: bool  # its last digits did not come: a step, but no proof of an optimum
     iterations: int
 
 
@@ -299,5 +300,5 @@ def solve_quadratic(d: Data, shared: int, exact: bool = True, workspace: Workspa
     return Step(
         stage[..., :N_MOVE], stage[..., N_MOVE:m], stage[..., m + 1 :], own[:, n * BLOCK :],
         z[: s * n * N_PATH].reshape(s, n, N_PATH), z[s * n * (N_PATH + 1) :].reshape(s, t),
-        held, stepped, int(r.info.iter),
+        held, stepped, bool(slow), int(r.info.iter),
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Sequential quadratic programming over the stages of one plan, or of several scenarios that share their first moves.
 
-Each iteration solves one convex quadratic programme (`quadratic`) with the exact curvature of the Lagrangian, made convex
-without moving the step (`stages.convexify`). Soft limits and targets enter with their slacks, so every programme has a
-solution, whatever the start; the same exact penalties make the merit by which a step's length is accepted.
+Each iteration solves one convex quadratic programme (`quadratic`) with the exact curvature of the Lagrangian, made convex by
+`convex.convexify`: where it is convex along the equations, without moving the step. Soft limits and targets enter with their
+slacks, so every programme has a solution, whatever the start; the same exact penalties make the merit by which a step's length
+is accepted.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from controllers.mpc.condensed import solve_condensed
 from controllers.mpc.convex import N_STAGE, STEEPEST, convexify
-from controllers.mpc.objective import PATH_SCALE
+from controllers.mpc.objective import LOGARITHMIC, PATH_SCALE
 from controllers.mpc.points import (
     SPENT,
     Closing,
@@ -35,7 +37,7 @@ Late = Callable[[], bool]
 """Whether the time allowed for a decision is over; whoever asks for a plan brings the clock."""
 
 DESCENT = 1e-5
-"""Solved where the programme promises a smaller descent than this share of 1 + the merit, gaps included ..."""
+"""Solved where the programme promises a smaller change than this share of 1 + the merit, gaps included ..."""
 
 GAP = 1e-6
 """... and its last step, quadratically convergent, leaves no equation further from 0 than this."""
@@ -58,11 +60,14 @@ FIRM = 10.0
 BINDING = 1e-4
 """A row binds where its multiplier lies between this share of its price and as much below it."""
 
+IDLE = 1e-6
+"""A price up to which a row is not looked at so: its multiplier drowns in the tolerance of the quadratic programme."""
+
 DAMPING, MOST_DAMPING = 0.1, 1e5
 """Curvature [cost per scaled move squared] that moves are given where no step descends, and the most of it."""
 
 STEEP = 1000.0
-"""`stages.STEEPEST` once the limits that bind are taken to be the right ones."""
+"""`convex.STEEPEST` once the limits that bind are taken to be the right ones."""
 
 SEEKING = 10.0
 """The same while only multipliers are sought."""
@@ -85,6 +90,11 @@ class _Worth(NamedTuple):
     cost: float
     gaps: np.ndarray  # [S, N, 2, 13] |c|, weighted
     c: np.ndarray  # [S, N, 2, 13]
+
+    @property
+    def open(self) -> float:
+        """How far the equations are from 0, whatever their scenario weighs."""
+        return float(np.abs(self.c).max())
 
     def merit(self, nu: np.ndarray) -> float:
         return self.cost + float((self.gaps * nu).sum())
@@ -120,6 +130,13 @@ def solve_sqp(
         return Found("error", f"SQP: {error}", float("nan"), None, 0)
 
 
+def priced(problem: Problem, at: Iterate) -> float:
+    """What a course costs, slacks and misses included, as it stands: for one that obeys the model, the objective."""
+    scaled = _Scaled(at.moves / MOVE_SCALE, at.middles / SCALE, at.ends / SCALE)
+    with np.errstate(all="ignore"):
+        return _Solver(problem).worth(scaled).cost
+
+
 class _Solver:
     """One solve; its arrays are what does not change from iteration to iteration."""
 
@@ -135,7 +152,7 @@ class _Solver:
         ])  # fmt: skip
         unit = (self.h * per_path + 1e-6) * np.array(PATH_SCALE)
         self.slack, self.square = unit, unit * prices.quadratic
-        targets = [prices.target_ln if cqa in _LN else prices.target for cqa, _ in p.kinds]
+        targets = [prices.target_ln if cqa in LOGARITHMIC else prices.target for cqa, _ in p.kinds]
         self.missed = np.array([*targets, prices.budget, prices.end_lactate, prices.end_ammonia])
         self.rate = np.array([prices.move_perfusion, prices.move_dose, prices.move_dose])
         self.running = self.h * np.array([prices.medium, prices.feed, prices.dose]) * MOVE_SCALE
@@ -169,7 +186,7 @@ class _Solver:
         )
         return float(self.w @ by_scenario)
 
-    def _worth(self, at: _Scaled) -> _Worth:
+    def worth(self, at: _Scaled) -> _Worth:
         f, g = values_at(*self._points(at), self.theta, self.p.limits)
         t = closing_at(self.p.kinds, at.x[:, -1], self.p.values, self.p.limits).rows
         t[:, self.budget] = self._spent(at.u)
@@ -181,9 +198,9 @@ class _Solver:
     def run(
         self, start: Iterate, max_iter: int, late: Late | None, once: bool, warm: bool, memory: Step | None
     ) -> Found:
-        at = _Scaled(
-            np.clip(start.moves, self.p.low, self.p.high) / MOVE_SCALE, start.middles / SCALE, start.ends / SCALE
-        )
+        moves = np.clip(start.moves, self.p.low, self.p.high)
+        moves[:, : self.p.shared] = np.tensordot(self.w, moves[:, : self.p.shared], axes=1)  # in common from the start
+        at = _Scaled(moves / MOVE_SCALE, start.middles / SCALE, start.ends / SCALE)
         last = memory
         nu = np.full(N_X, 1e-3)
         past: list[_Worth] = []
@@ -205,25 +222,25 @@ class _Solver:
             nu = np.maximum(nu * (FORGET if k < STRICT_AFTER else 1.0), 1.5 * np.abs(costate).max(axis=(0, 1, 2)))
             merit = worth.merit(nu)
             promised = merit - self._cost(at.u + step.moves, step.slacks, step.missed)
-            done = promised <= DESCENT * (1.0 + abs(merit))
+            done = abs(promised) <= DESCENT * (1.0 + abs(merit)) and not step.slow
             past = [*past[1 - MEMORY :], worth] if k < STRICT_AFTER else [worth]
             ceiling = max(w.merit(nu) for w in past)
             alpha = 1.0
             while True:
                 trial = self._moved(at, step, self.stages, alpha)
-                now = self._worth(trial)
+                now = self.worth(trial)
                 for _ in range(CORRECTIONS):
-                    if now.merit(nu) <= ceiling - 1e-4 * alpha * promised and not (done and now.gaps.max() > GAP):
+                    if now.merit(nu) <= ceiling - 1e-4 * alpha * promised and not (done and now.open > GAP):
                         break
                     trial = self._closed(trial, now.c)  # along the curved equations, moves held
-                    now = self._worth(trial)
+                    now = self.worth(trial)
                 new = now.merit(nu)
-                if done and now.gaps.max() <= GAP and new <= merit + DESCENT * (1.0 + abs(merit)):
+                if done and now.open <= GAP and new <= merit + DESCENT * (1.0 + abs(merit)):
                     return self._found("solved", trial, k + 1, "SQP", step)
                 accepted = new <= ceiling - 1e-4 * alpha * promised
                 if accepted:
                     break
-                if done and worth.gaps.max() <= GAP:
+                if done and worth.open <= GAP:
                     return self._found("solved", at, k + 1, "SQP", step)
                 alpha *= 0.5
                 if alpha < SHORTEST:
@@ -273,14 +290,15 @@ class _Solver:
         gradients[..., -N_MOVE:] += self.running + 2.0 * self.rate * changes
         gradients[..., :N_MOVE] -= 2.0 * self.rate * changes
         w = self.w[:, None, None]
-        step = solve_quadratic(
-            Data(
-                hessians * w[..., None], gradients * w, stages.by, stages.gap, at.u, self.before, p.low / MOVE_SCALE,
-                p.high / MOVE_SCALE, float(p.limits[-1]), float(self.volume), beyond, beyond_by,
-                np.broadcast_to(self.slack, beyond.shape) * w, np.broadcast_to(self.square, beyond.shape) * w,
-                end.rows, end.by, np.broadcast_to(self.missed, t.shape) * w[..., 0], np.full(s, p.left),
-            ), p.shared, exact=near, workspace=self.workspace,
+        data = Data(
+            hessians * w[..., None], gradients * w, stages.by, stages.gap, at.u, self.before, p.low / MOVE_SCALE,
+            p.high / MOVE_SCALE, float(p.limits[-1]), float(self.volume), beyond, beyond_by,
+            np.broadcast_to(self.slack, beyond.shape) * w, np.broadcast_to(self.square, beyond.shape) * w,
+            end.rows, end.by, np.broadcast_to(self.missed, t.shape) * w[..., 0], np.full(s, p.left),
         )  # fmt: skip
+        step = solve_condensed(data, p.shared, near)
+        if step is None or isinstance(step, str):
+            step = solve_quadratic(data, p.shared, exact=near, workspace=self.workspace)
         cost = self._cost(at.u, np.maximum(beyond, 0.0), np.maximum(t, 0.0))
         return step, _Worth(cost, np.abs(c) * w[..., None], c), mu
 
@@ -300,6 +318,7 @@ class _Solver:
         pull = ((firm * beyond)[:, :, None] @ beyond_by)[:, :, 0]
         firm = firmness * ((closing > BINDING * self.missed) & (closing < (1.0 - BINDING) * self.missed))
         firm[:, self.budget] = 0.0
+        firm *= self.missed > IDLE
         nodes[:, -1] += closing_curvature(p.kinds, at.x[:, -1], p.values, p.limits, closing)
         nodes[:, -1] += np.swapaxes(end.by, -1, -2) @ (firm[..., None] * end.by)
         pull[:, -1] += ((firm * end.rows)[:, None] @ end.by)[:, 0]
@@ -334,7 +353,7 @@ class _Solver:
 
     # --------------------------------------------------------------------------------------------------------- words
     def _found(self, status: SolveStatus, at: _Scaled, iterations: int, by: str, step: Step) -> Found:
-        worth = self._worth(at)
+        worth = self.worth(at)
         if not (np.isfinite(worth.cost) and np.isfinite(worth.gaps).all()):
             return self._failed("not_finite", "the plan is not finite", iterations)
         words = f"{by}, {iterations} iteration{'s' if iterations != 1 else ''}"
@@ -346,6 +365,4 @@ class _Solver:
         return Found(status, f"SQP: {why}", float("nan"), None, iterations)
 
 
-_LN = frozenset({"viable_cells", "viable_density", "lactate", "ammonia"})
-
-__all__ = ["Found", "Iterate", "Problem", "Step", "carried", "solve_sqp"]
+__all__ = ["Found", "Iterate", "Problem", "Step", "carried", "priced", "solve_sqp"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -111,12 +112,12 @@ def dose_spread(task: Task, h: int, believed: float | None = None) -> float:
     return float(np.sqrt(now + s.sd_floor**2 + (s.growth_sd * h * STEP) ** 2))
 
 
-def cost_now(task: Task) -> float:
-    """What harvesting now costs: the targets missed at the belief itself."""
-    prices, x = task.settings.prices, State(*task.x0)
+def cost_now(task: Task, x0: np.ndarray | None = None, targets: Sequence[Target] | None = None) -> float:
+    """What harvesting the state `x0` now costs, by the targets it misses; None: the belief's mean, its targets with margins."""
+    prices, x = task.settings.prices, State(*(task.x0 if x0 is None else x0))
     economy = Economy(prices, list(limit_vector(task.process.limits, task.settings.hard_reserve)))
     total = sum(float(price) * max(0.0, float(excess)) for excess, price in closing_terms(x, 0.0, task.budget, economy))
-    for t in strict_targets(task, 0):
+    for t in strict_targets(task, 0) if targets is None else targets:
         shortfall, logarithmic = target_shortfall(t.cqa, t.sense, x, t.value)
         total += (prices.target_ln if logarithmic else prices.target) * max(0.0, float(shortfall))
     return total

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from controllers.mpc.objective import limit_vector
-from controllers.mpc.sqp import Found, Iterate, Late, Problem, Step, carried, solve_sqp
+from controllers.mpc.sqp import Found, Iterate, Late, Problem, Step, carried, priced, solve_sqp
 from controllers.mpc.task import STEP, Course, Task, move_bounds, rollout, strict_targets
-from twin.bioreactor import Control
+from twin.bioreactor import Control, State
 from twin.estimation.belief import split
 from twin.process import Target
 from twin.transition import advance_many, flat
@@ -71,6 +71,22 @@ def solve_scenarios(
         memory: `Found.memory` of the same scenarios, another harvest.
 
     Returns moves and states of every scenario, in their order; anything but "solved" may not be used.
+    Raises ValueError as `problem_of` does.
+    """
+    problem = problem_of(task, h, scenarios, start, robust)
+    begin = _courses(problem, start)
+    return solve_sqp(problem, begin, max_iter or task.settings.sqp_iter, late, once, warm, carried(memory, h))
+
+
+def price(task: Task, h: int, scenarios: Sequence[Scenario], course: Course) -> float:
+    """What the moves of a simulated course cost over the scenarios, each simulated under them: no equation is open."""
+    problem = problem_of(task, h, scenarios, course, h)
+    return priced(problem, _courses(problem, course))
+
+
+def problem_of(task: Task, h: int, scenarios: Sequence[Scenario], start: Course, robust: int) -> Problem:
+    """The problem of `solve_scenarios`, with the ceilings of moves along `start`.
+
     Raises ValueError without scenarios, or where their targets differ in kind or a weight is not positive.
     """
     if not scenarios or not all(0.0 < s.weight < np.inf for s in scenarios):
@@ -81,15 +97,13 @@ def solve_scenarios(
     weights = np.array([s.weight for s in scenarios])
     back = [s.tightened for s in scenarios]
     low, high = move_bounds(task, start)
-    problem = Problem(
+    return Problem(
         x0=np.stack([s.x0 for s in scenarios]), theta=np.stack([s.theta for s in scenarios]), weights=weights / weights.sum(),
         kinds=kinds[0], values=np.array([[t.value for t in s.targets] for s in scenarios]), prices=task.settings.prices,
         limits=limit_vector(task.process.limits, task.settings.hard_reserve), before=task.before, low=low, high=high,
         left=task.budget, length=STEP, shared=min(robust, h),
         tightened=None if all(b is None for b in back) else np.stack([np.zeros((h, 7)) if b is None else b for b in back]),
     )  # fmt: skip
-    begin = _courses(problem, start)
-    return solve_sqp(problem, begin, max_iter or task.settings.sqp_iter, late, once, warm, carried(memory, h))
 
 
 def _courses(problem: Problem, start: Course) -> Iterate:
@@ -109,11 +123,12 @@ def _courses(problem: Problem, start: Course) -> Iterate:
     return Iterate(moves, *(np.concatenate([a, b]) for a, b in zip(first[1:], others, strict=True)))
 
 
-def belief_scenarios(task: Task, h: int, n: int, moves: np.ndarray | None = None) -> tuple[Scenario, ...]:
+def belief_scenarios(task: Task, h: int, n: int) -> tuple[Scenario, ...]:
     """`n` scenarios (1, 9 or 27) of the belief, states and learnt parameters: 3^d Gauss-Hermite points.
 
-    The d directions are those in which the belief's uncertainty moves the outcome most under `moves` (None: the recipe):
-    ln viable cells and lactate (per 5 mM) at a harvest `h` moves ahead. Targets carry no margin for what the scenarios spread.
+    The d directions are those in which the belief's uncertainty moves most what the recipe would come to on its latest day: ln
+    viable cells, lactate (per 5 mM) and viability (per .05). They are the same for every harvest that a decision looks at, so
+    that harvests can be compared. Targets carry no margin for what the scenarios spread.
     """
     d = {1: 0, 9: 2, 27: 3}[n]
     if d == 0:
@@ -122,17 +137,17 @@ def belief_scenarios(task: Task, h: int, n: int, moves: np.ndarray | None = None
     k = layout.error_start
     values, vectors = np.linalg.eigh(task.belief.cov[:k, :k])
     root = vectors * np.sqrt(np.maximum(values, 0.0))
-    course = rollout(task, moves, h, h)
+    course = rollout(task, None, task.latest, task.latest)
     small = 0.1
     states, thetas = _points(task, mean, np.concatenate([small * root.T, -small * root.T]))
     advance, x = advance_many(), states.T
     theta = np.ascontiguousarray(thetas.T)
     for row in course.moves:
         x = advance(x, np.array(Control(row[0], row[1], 0.0, row[2])), theta, STEP)
-    outcome = np.stack([np.log((x[0] + x[1]) * x[-1]), x[4] / 5.0])
-    effect = (outcome[:, :k] - outcome[:, k:]) / (2.0 * small)  # [2, k]
-    _, _, directions = np.linalg.svd(effect @ np.eye(k), full_matrices=True)
-    directions = directions[:d]
+    end = State(*x)
+    outcome = np.stack([np.log(end.viable_cells), end.lactate / 5.0, end.viability / 0.05])
+    effect = (outcome[:, :k] - outcome[:, k:]) / (2.0 * small)  # [3, k]
+    directions = np.linalg.svd(effect, full_matrices=False)[2][:d]
     directions = directions * np.sign(directions[np.arange(d), np.abs(directions).argmax(axis=1)])[:, None]
     grid = list(itertools.product(LEVELS, repeat=d))
     grid.sort(key=lambda p: sum(abs(a) for a, _ in p))  # the mean first

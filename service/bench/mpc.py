@@ -104,7 +104,7 @@ def measure(process: Process, seed: int, effort: float, advance: Callable[[float
 def figures(done: list[Timed]) -> list[dict[str, Any]]:
     """One group: medians, how each row compares with the first, and its objectives with the reference's."""
     rows: list[dict[str, Any]] = []
-    reference = next((t.posterior for name in (LEAN, TUNED, OURS, BARE) for t in done if t.name == name), None)
+    reference = next((t.posterior for name in (LEAN, TUNED) for t in done if t.name == name), None)
     for t in done:
         row: dict[str, Any] = {"name": t.name, "group": t.group}
         if t.skipped:

@@ -251,7 +251,7 @@ def test_a_real_time_iteration_comes_close_to_the_optimum() -> None:
     following = replace(following, applied=plan.controls[0])
     quick = make_mpc(PROCESS, real_time=True)(following, plan)
     full = make_mpc(PROCESS)(following, plan)
-    assert "real-time iteration" in quick.detail
+    assert "of a real-time iteration" in quick.detail  # a full step would overshoot
     assert quick.status == "solved"
     assert quick.controls[0].perfusion == pytest.approx(full.controls[0].perfusion, abs=0.1)
 
