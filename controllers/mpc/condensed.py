@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from controllers.mpc.objective import N_CLOSING, N_PATH
-from controllers.mpc.quadratic import HELD, SLOPPY, TOLERANCE, Data, Step
+from controllers.mpc.quadratic import HELD, SLOPPY, TOLERANCE, Data, Step, held_moves
 from controllers.mpc.transcription import N_MOVE
 from twin.native.build import address, load
 from twin.transition import N_X
@@ -30,10 +30,11 @@ from twin.transition import N_X
 MOST = 40
 """Interior-point iterations allowed."""
 
-CENTRE = 1.0, 1e-3
+CENTRE = 0.1, 1e-3
 """Complementarity it begins with [cost]: far from a solution, and near one."""
 
-SOURCE = r"""
+SOURCE = (
+    r"""
 #pragma GCC optimize("O3", "fp-contract=fast", "associative-math", "no-signed-zeros", "no-trapping-math")
 #include <math.h>
 #include <stdlib.h>
@@ -248,7 +249,7 @@ static double pressed(const Rows* r, long i) { return r->l[i] > r->t[i] ? r->l[i
 long condensed(const double* hess, const double* grad, const double* by, const double* gap, const double* moves, const double* before,
                const double* low, const double* high, const double* beyond, const double* beyond_by, const double* path_price,
                const double* path_square, const double* closing, const double* closing_by, const double* missed, const double* left,
-               double step, double volume, double centre, double tolerance, double sloppy, long S, long N, long T, long R,
+               double furthest, double step, double volume, double centre, double tolerance, double sloppy, long S, long N, long T, long R,
                long budget, long most, double* out_u, double* out_x, double* out_slack, double* out_missed, double* out_path,
                double* out_closing, double* out_pressed, double* out_stepped, double* out_info) {
   long which[A], a = 0;
@@ -383,7 +384,7 @@ long condensed(const double* hess, const double* grad, const double* by, const d
     for (long k = 0; k < N; ++k) for (long j = 0; j < a; ++j) {
       long i = (N - 1 - k) * a + j;
       double m = moves[(s * N + k) * A + which[j]], l = low[k * A + which[j]] - m, h_ = high[k * A + which[j]] - m;
-      up[i] = -(h_ > 0.0 ? h_ : 0.0); down[i] = l < 0.0 ? l : 0.0;
+      up[i] = -fmin(fmax(h_, 0.0), furthest); down[i] = fmax(fmin(l, 0.0), -furthest);
       there[rows + 2 * N + i] = there[rows + 2 * N + n + i] = !fixed[s * n + i] && (s == 0 || k >= R);
     }
   }
@@ -518,7 +519,10 @@ end:
   free(memory); free(first); free(on);
   return code;
 }
-""".replace("MOVES", str(N_MOVE)).replace("STATES", str(N_X)).replace("PATHS", str(N_PATH))
+""".replace("MOVES", str(N_MOVE))
+    .replace("STATES", str(N_X))
+    .replace("PATHS", str(N_PATH))
+)
 
 
 @cache
@@ -527,7 +531,7 @@ def _entry() -> Any | None:
     if library is None:
         return None
     entry = library.condensed
-    entry.argtypes = [ctypes.c_void_p] * 16 + [ctypes.c_double] * 5 + [ctypes.c_long] * 6 + [ctypes.c_void_p] * 9
+    entry.argtypes = [ctypes.c_void_p] * 16 + [ctypes.c_double] * 6 + [ctypes.c_long] * 6 + [ctypes.c_void_p] * 9
     entry.restype = ctypes.c_long
     return entry
 
@@ -549,14 +553,12 @@ def solve_condensed(d: Data, shared: int, near: bool = True) -> Step | str | Non
     shapes = ((s, n, N_MOVE), (s, n, N_X), (s, n, N_PATH), (s, t), (s, n, N_PATH), (s, t), (s, n, N_MOVE), (s, n), (4,))
     out = [np.empty(shape) for shape in shapes]
     code = entry(
-        *map(address, given), d.step, d.volume, CENTRE[near], TOLERANCE, SLOPPY,
+        *map(address, given), d.most, d.step, d.volume, CENTRE[near], TOLERANCE, SLOPPY,
         s, n, t, shared, t - N_CLOSING, MOST, *map(address, out),
     )  # fmt: skip
     if code == 2:
         return "no step"
     moves, nodes, slacks, missed, path, closing, pressed, stepped, info = out
-    held = (pressed > HELD) | (d.high <= d.low)
     return Step(
-        moves, nodes, slacks, missed, path, closing, held, stepped > HELD, code == 1, int(info[0])
+        moves, nodes, slacks, missed, path, closing, held_moves(d, moves, pressed), stepped > HELD, code == 1, int(info[0])
     )  # fmt: skip
-

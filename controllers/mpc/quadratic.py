@@ -46,7 +46,8 @@ class Data(NamedTuple):
     before: np.ndarray  # [3] scaled moves in force
     low: np.ndarray  # [N, 3] scaled bounds
     high: np.ndarray  # [N, 3]
-    step: float  # largest change of scaled perfusion
+    most: float  # largest change that the step may make to a scaled move
+    step: float  # largest change of scaled perfusion from one move to the next
     volume: float  # medium of one stage per unit of scaled perfusion [vessel volumes]
     beyond: np.ndarray  # [S, N, 7] path violations
     beyond_by: np.ndarray  # [S, N, 7, 13]
@@ -201,6 +202,11 @@ Workspace = dict[bytes, Any]
 """Solvers that were set up within one solve, by what is kept of the programme."""
 
 
+def held_moves(d: Data, moves: np.ndarray, pressed: np.ndarray) -> np.ndarray:
+    """Which moves stay at a bound of theirs, by its multiplier; the bound of the step's length is none."""
+    return (pressed > HELD) & (np.abs(moves) < (1.0 - HELD) * d.most) | (d.high <= d.low)
+
+
 def solve_quadratic(d: Data, shared: int, exact: bool = True, workspace: Workspace | None = None) -> Step | str:
     """The step, or the solver's word for why there is none."""
     s, n = d.beyond.shape[:2]
@@ -239,8 +245,8 @@ def solve_quadratic(d: Data, shared: int, exact: bool = True, workspace: Workspa
     high = np.concatenate([-d.beyond.ravel(), (d.step - change).ravel(), closing.ravel()])
     x_low, x_high = np.full(c.shape, -np.inf), np.full(c.shape, np.inf)
     stage_low = x_low[:, : n * BLOCK].reshape(s, n, BLOCK)
-    stage_low[..., :N_MOVE] = np.minimum(d.low - d.moves, 0.0)
-    x_high[:, : n * BLOCK].reshape(s, n, BLOCK)[..., :N_MOVE] = np.maximum(d.high - d.moves, 0.0)
+    stage_low[..., :N_MOVE] = np.clip(d.low - d.moves, -d.most, 0.0)
+    x_high[:, : n * BLOCK].reshape(s, n, BLOCK)[..., :N_MOVE] = np.clip(d.high - d.moves, 0.0, d.most)
     stage_low[..., m + 1 :] = 0.0
     x_low[:, n * BLOCK :] = 0.0
     cost = np.concatenate([c.ravel(), common])
@@ -296,7 +302,7 @@ def solve_quadratic(d: Data, shared: int, exact: bool = True, workspace: Workspa
         workspace[phase] = rows
     pressed = pressed[: c.size].reshape(s, -1)[:, : n * BLOCK].reshape(s, n, BLOCK)[..., :N_MOVE]
     stepped = both[s * n * N_PATH : s * n * (N_PATH + 1)].reshape(s, n) > HELD
-    held = (pressed > HELD) | (d.high <= d.low)
+    held = held_moves(d, stage[..., :N_MOVE], pressed)
     return Step(
         stage[..., :N_MOVE], stage[..., N_MOVE:m], stage[..., m + 1 :], own[:, n * BLOCK :],
         z[: s * n * N_PATH].reshape(s, n, N_PATH), z[s * n * (N_PATH + 1) :].reshape(s, t),

@@ -52,7 +52,13 @@ FORGET = 0.3
 """Share of a price of the equations' gaps that outlives an iteration: early multipliers are far too high."""
 
 NEAR = 0.4
-"""Largest change of a scaled move after which the limits that bind are taken to be the right ones."""
+"""Largest change of a scaled move after which the limits that bind are taken to be the right ones ..."""
+
+TRUST = 0.2
+"""... and the largest that is allowed where the next step shows that they were not, though the curvature was convex ..."""
+
+TIMID = 2
+"""... which is done so often only: from far away, wild steps lead out of regions in which careful ones crawl."""
 
 FIRM = 10.0
 """Price of the square of a row that binds, in the curvature."""
@@ -137,6 +143,10 @@ def priced(problem: Problem, at: Iterate) -> float:
         return _Solver(problem).worth(scaled).cost
 
 
+def _short(step: Step | None) -> bool:
+    return step is not None and float(np.abs(step.moves).max()) < NEAR
+
+
 class _Solver:
     """One solve; its arrays are what does not change from iteration to iteration."""
 
@@ -156,9 +166,13 @@ class _Solver:
         self.missed = np.array([*targets, prices.budget, prices.end_lactate, prices.end_ammonia])
         self.rate = np.array([prices.move_perfusion, prices.move_dose, prices.move_dose])
         self.running = self.h * np.array([prices.medium, prices.feed, prices.dose]) * MOVE_SCALE
-        self.before = p.before / MOVE_SCALE
+        self.before, self.low, self.high = p.before / MOVE_SCALE, p.low / MOVE_SCALE, p.high / MOVE_SCALE
+        weight = p.weights[:, None, None]
+        paths = np.zeros((self.s, self.n, unit.size))
+        self.priced = (paths + self.slack) * weight, (paths + self.square) * weight, self.missed * weight[..., 0]
+        self.left = np.full(self.s, p.left)
         self.volume = self.h * MOVE_SCALE[0]
-        self.damping = 0.0
+        self.damping, self.turned = 0.0, 0
         self.workspace: Workspace = {}
         self.budget = len(p.kinds) + SPENT
 
@@ -175,7 +189,10 @@ class _Solver:
         return self.volume * u[..., 0].sum(axis=1) - self.p.left
 
     def _changes(self, u: np.ndarray) -> np.ndarray:
-        return np.diff(u, axis=1, prepend=np.broadcast_to(self.before, (self.s, 1, N_MOVE)))
+        changes = u.copy()
+        changes[:, 1:] -= u[:, :-1]
+        changes[:, 0] -= self.before
+        return changes
 
     def _cost(self, u: np.ndarray, slacks: np.ndarray, missed: np.ndarray) -> float:
         by_scenario = (
@@ -204,6 +221,7 @@ class _Solver:
         last = memory
         nu = np.full(N_X, 1e-3)
         past: list[_Worth] = []
+        timid = 0
         for k in range(max_iter):
             if late is not None and late():
                 return self._failed("iteration_limit", f"out of time after {k} iterations", k)
@@ -211,9 +229,13 @@ class _Solver:
             if not np.isfinite(slopes.by).all():
                 return self._failed("not_finite", f"the model is not finite at iteration {k}", k)
             if k == 0 and warm and last is None:
-                seen, *_ = self._direction(at, slopes, None, flat=True)
+                seen, *_ = self._direction(at, slopes, None, False, flat=True)
                 last = None if isinstance(seen, str) else seen
-            step, worth, costate = self._direction(at, slopes, last)
+            near = _short(last)
+            step, worth, costate = self._direction(at, slopes, last, near)
+            if near and not self.turned and not isinstance(step, str) and not _short(step) and timid < TIMID:
+                step, worth, costate = self._direction(at, slopes, last, False, TRUST)
+                timid += 1
             if isinstance(step, str):
                 return self._failed("error", f"quadratic programme of iteration {k}: {step}", k)
             last = step
@@ -255,9 +277,12 @@ class _Solver:
         return self._failed("iteration_limit", f"{max_iter} iterations", max_iter)
 
     def _direction(
-        self, at: _Scaled, slopes: Slopes, last: Step | None, flat: bool = False
+        self, at: _Scaled, slopes: Slopes, last: Step | None, near: bool, most: float = np.inf, flat: bool = False
     ) -> tuple[Step | str, _Worth, np.ndarray]:
-        """The step from `at`, what `at` is worth, and the multipliers of its equations."""
+        """The step from `at`, what `at` is worth, and the multipliers of its equations.
+
+        `near`: the limits that bind are those of `last`. `most`: largest change of a scaled move.
+        """
         p, s, n = self.p, self.s, self.n
         beyond = self._beyond(slopes.beyond)
         beyond_by = slopes.beyond_by.reshape(s, n, DEGREE, -1, N_X)[:, :, 1]
@@ -271,7 +296,6 @@ class _Solver:
         else:
             path, closing, held = last.path / self.w[:, None, None], last.closing / self.w[:, None], last.held
             stepped = last.stepped
-        near = last is not None and float(np.abs(last.moves).max()) < NEAR
         held = held & near
         f = slopes.rates.reshape(s, n, DEGREE, N_X)
         c = residuals(self.x0, at.z, at.x, f, self.h)
@@ -290,11 +314,10 @@ class _Solver:
         gradients[..., -N_MOVE:] += self.running + 2.0 * self.rate * changes
         gradients[..., :N_MOVE] -= 2.0 * self.rate * changes
         w = self.w[:, None, None]
+        slack, square, missed = self.priced
         data = Data(
-            hessians * w[..., None], gradients * w, stages.by, stages.gap, at.u, self.before, p.low / MOVE_SCALE,
-            p.high / MOVE_SCALE, float(p.limits[-1]), float(self.volume), beyond, beyond_by,
-            np.broadcast_to(self.slack, beyond.shape) * w, np.broadcast_to(self.square, beyond.shape) * w,
-            end.rows, end.by, np.broadcast_to(self.missed, t.shape) * w[..., 0], np.full(s, p.left),
+            hessians * w[..., None], gradients * w, stages.by, stages.gap, at.u, self.before, self.low, self.high, most,
+            float(p.limits[-1]), float(self.volume), beyond, beyond_by, slack, square, end.rows, end.by, missed, self.left,
         )  # fmt: skip
         step = solve_condensed(data, p.shared, near)
         if step is None or isinstance(step, str):
@@ -344,9 +367,8 @@ class _Solver:
         start = np.concatenate([np.zeros((self.s, 1, N_X)), step.nodes[:, :-1]], axis=1)
         both = np.concatenate([start, step.moves], axis=2)
         inner = (stages.inner_by @ both[..., None])[..., 0] + stages.inner_gap
-        low, high = self.p.low / MOVE_SCALE, self.p.high / MOVE_SCALE
         return _Scaled(
-            np.clip(at.u + alpha * step.moves, np.minimum(low, at.u), np.maximum(high, at.u)),
+            np.clip(at.u + alpha * step.moves, np.minimum(self.low, at.u), np.maximum(self.high, at.u)),
             np.maximum(at.z + alpha * inner, KEPT * at.z),
             np.maximum(at.x + alpha * step.nodes, KEPT * at.x),
         )

@@ -108,5 +108,5 @@ def spoiled(belief: Belief, batch: Batch, rng: np.random.Generator, k: int) -> B
             cov[i, j] = cov[j, i] = spoil if i != j or spoil != 0.0 else 1e6
         else:
             top = STATE_RANGE[names[state]][1]
-            mean[state] += np.log(rng.choice([1e3, 1e6]) * max(1.0, top / (1e3 * np.exp(mean[state]))))
+            mean[state] += np.log(rng.choice([1e3, 1e6]) * max(1.0, 1.01 * top / (1e3 * np.exp(mean[state]))))
     return Belief(belief.time, mean, cov)
