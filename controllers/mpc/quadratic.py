@@ -204,7 +204,7 @@ Workspace = dict[bytes, Any]
 
 def held_moves(d: Data, moves: np.ndarray, pressed: np.ndarray) -> np.ndarray:
     """Which moves stay at a bound of theirs, by its multiplier; the bound of the step's length is none."""
-    return (pressed > HELD) & (np.abs(moves) < (1.0 - HELD) * d.most) | (d.high <= d.low)
+    return (pressed > HELD) & (np.abs(moves) < 0.999 * d.most) | (d.high <= d.low)
 
 
 def solve_quadratic(d: Data, shared: int, exact: bool = True, workspace: Workspace | None = None) -> Step | str:

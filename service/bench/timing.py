@@ -28,9 +28,10 @@ class Owed(NamedTuple):
 
     claim: str
     limit: float
-    measured: float
+    measured: float | None  # None: it could not be, see `why`
     met: bool
     answer: bool = False  # about what is computed, not about how long it takes
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,9 @@ def _tell(result: dict[str, Any]) -> None:
         console.print(table)
     machine = ", ".join(f"{k} {v}" for k, v in result["machine"].items() if v is not None)
     owed = [
-        f"{'met' if o['met'] else 'MISSED'}: {o['claim']} {o['limit']:g}: {o['measured']:.4g}" for o in result["owed"]
+        f"{'met' if o['met'] else 'MISSED'}: {o['claim']} {o['limit']:g}: "
+        f"{o['why'] if o['measured'] is None else format(o['measured'], '.4g')}"
+        for o in result["owed"]
     ]
     lines = [*skipped, *owed, f"{machine}; {result['problem']['coordinates']} coordinates"]
     for line in lines:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controllers.mpc import convex, make_mpc, policy
+from controllers.mpc import condensed, convex, make_mpc, policy
 from controllers.mpc.points import slopes_at, values_at
 from controllers.mpc.policy import adapted, by_ipopt, by_sqp, optimum
-from controllers.mpc.sqp import Found, Iterate
+from controllers.mpc.sqp import Found, Iterate, solve_sqp
 from controllers.mpc.stages import Stages, eliminate, residuals
-from controllers.mpc.task import Course, Task, make_task, rollout
+from controllers.mpc.task import Course, Task, cost_now, make_task, rollout
 from controllers.mpc.transcription import MOVE_SCALE, SCALE
-from controllers.mpc.tree import Scenario, belief_scenarios, nominal, solve_scenarios
+from controllers.mpc.tree import Scenario, belief_scenarios, nominal, price, problem_of, solve_scenarios
 from controllers.plan import Situation
 from controllers.recipes import recipe_schedule
 from twin.bioreactor import Control, State, to_coordinates
@@ -145,6 +145,7 @@ def test_convexity_costs_nothing_along_the_dynamics() -> None:
 def test_without_a_compiler_the_plan_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     _, course = solved(DAY10, 4)
     monkeypatch.setattr(convex, "_entry", lambda: None)
+    monkeypatch.setattr(condensed, "_entry", lambda: None)
     _, other = by_sqp(task(), 4, None)
     assert other is not None
     assert other.moves == pytest.approx(course.moves, abs=1e-4)
@@ -202,6 +203,53 @@ def test_gauss_hermite_points_have_the_belief_s_variance_where_it_counts() -> No
     assert 0.5 * 0.03 < np.sqrt(w @ (ln - w @ ln) ** 2) < 1.001 * 0.03
 
 
+def test_27_scenarios_spread_viability_too() -> None:
+    """Three directions are three: the third is not of rounding."""
+    t = task()
+    directions = np.array([np.log(p.x0) for p in belief_scenarios(t, 4, 27)]) - np.log(t.x0)
+    assert np.linalg.svd(directions, compute_uv=False)[2] > 1e-3
+
+
+def test_what_a_plan_costs_does_not_hang_on_where_the_search_began() -> None:
+    """Harvests can be compared only if J(h) is a function of h."""
+    t, h = task(scenarios=9), 6
+    gentle, hard = (rollout(t, np.tile([u, 0.0, 300.0], (h, 1)), h, h) for u in (0.2, 1.0))
+    scenarios = belief_scenarios(t, h, 9)
+    costs = [solve_scenarios(t, h, scenarios, start).cost for start in (gentle, hard)]
+    assert costs[0] == pytest.approx(costs[1], rel=2e-4)
+    later = belief_scenarios(t, h + 2, 9)
+    assert all(a.x0 == pytest.approx(b.x0, rel=1e-12) for a, b in zip(scenarios, later, strict=True))
+
+
+def test_scenarios_that_begin_apart_share_their_first_moves_all_the_same() -> None:
+    t, h = task(scenarios=9, robust=2), 6
+    problem = problem_of(t, h, belief_scenarios(t, h, 9), rollout(t, None, h, h), 2)
+    course = rollout(t, None, h, h)
+    moves = np.tile(course.moves, (9, 1, 1)) * np.linspace(0.6, 1.0, 9)[:, None, None]
+    start = Iterate(moves, np.tile(course.middles, (9, 1, 1)), np.tile(course.ends, (9, 1, 1)))
+    for once in (True, False):
+        found = solve_sqp(problem, start, once=once)
+        assert found.at is not None
+        assert np.ptp(found.at.moves[:, :2] / MOVE_SCALE, axis=0).max() < 1e-6
+
+
+def test_a_plan_is_priced_as_the_solver_prices_it() -> None:
+    found, course = solved(DAY10, 8)
+    simulated = rollout(task(), course.moves, 8, 8)
+    assert price(task(), 8, nominal(task(), 8), simulated) == pytest.approx(found.cost, rel=5e-3)  # collocated
+
+
+def test_waiting_is_weighed_over_the_scenarios() -> None:
+    """Where every future is the mean, harvesting now costs what it costs the mean; spread futures miss more."""
+    sure = replace(task(scenarios=9), belief=replace(task().belief, cov=1e-16 * task().belief.cov))
+    alone = sum(w.weight * cost_now(sure, w.x0, w.targets) for w in belief_scenarios(sure, 0, 9))
+    assert policy.waiting(sure) == pytest.approx(alone)
+    assert policy.waiting(sure) == pytest.approx(
+        cost_now(sure, None, belief_scenarios(sure, 0, 9)[0].targets), rel=1e-6
+    )
+    assert policy.waiting(task(scenarios=9)) > policy.waiting(sure) - 1e-9
+
+
 def test_scenarios_that_cannot_be_are_refused() -> None:
     t = task()
     start = rollout(t, None, 4, 4)
@@ -254,6 +302,24 @@ def test_a_real_time_iteration_comes_close_to_the_optimum() -> None:
     assert "of a real-time iteration" in quick.detail  # a full step would overshoot
     assert quick.status == "solved"
     assert quick.controls[0].perfusion == pytest.approx(full.controls[0].perfusion, abs=0.1)
+
+
+def test_a_real_time_iteration_that_only_costs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step to where nothing is fed: dearer at every length, so the search goes on as without it."""
+    s = situation(DAY10)
+    plan = make_mpc(PROCESS)(s, None)
+    wrong = rollout(task(), np.zeros((8, 3)), 8, 8)
+    monkeypatch.setattr(policy, "by_sqp", lambda *_, **__: (Found("solved", "step", 0.0, None, 1), wrong))
+    moves = np.array([[u.perfusion, u.feed, u.cytokine_dose] for u in plan.controls])[:8]
+    assert policy.iterated(task(), 8, moves, None) is None
+
+
+def test_more_futures_that_cannot_be_solved_are_said_to_be_no_work_for_ipopt(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = Found("diverged", "SQP: no descent", float("nan"), None, 3)
+    monkeypatch.setattr(policy, "solve_scenarios", lambda *_, **__: failed)
+    nothing, words = optimum(task(scenarios=9), 4, None)
+    assert nothing is None
+    assert "IPOPT plans for one future" in words
 
 
 def test_a_course_is_cut_and_continued() -> None:
