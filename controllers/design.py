@@ -67,8 +67,7 @@ def usual_range(name: str, process: Process) -> Range:
     Raises ConfigError for a name that no policy has.
     """
     limits, recipe, key = process.limits, process.recipe, name.partition("[")[0]
-    dose = max([t.value for t in process.targets if t.cqa == "viable_cells"], default=recipe.harvest_cells)
-    volume = float(process.initial.volume)
+    dose, volume = process.dose, float(process.initial.volume)
     density = float(process.initial.viable)
     known: Mapping[str, tuple[float, float, bool]] = {
         INOCULATION: (0.5 * density, 2.0 * density, True),

@@ -42,8 +42,7 @@ def in_force(batch: Batch, plan: Plan | None) -> tuple[Batch, Schedule]:
     process = batch.process
     if plan is None or not plan.controls:
         return batch, schedule_of(None, process)
-    dose = max((t.value for t in process.targets if t.cqa == "viable_cells"), default=process.recipe.harvest_cells)
-    recipe = replace(process.recipe, harvest_cells=dose * math.exp(SURE))
+    recipe = replace(process.recipe, harvest_cells=process.dose * math.exp(SURE))
     return replace(batch, process=replace(process, recipe=recipe)), schedule_of(plan, process)
 
 

@@ -62,7 +62,7 @@ from twin.bioreactor import Control
 from twin.config import load_config
 from twin.donors.prior import DonorPrior
 from twin.evidence import Fact, Measurement, Refused
-from twin.process import Process, Target
+from twin.process import Process
 from twin.sensors import CHANNELS, MONITORED, impossible
 from twin.twin import Twin
 
@@ -275,11 +275,8 @@ class Bioreactor(gymnasium.Env[np.ndarray, np.ndarray]):
     def _missed(self, rig: VirtualBioreactor) -> float:
         """What is missed at the end, on the true vessel [volumes of medium]."""
         x: Any = rig.state
-        prices, recipe, targets = self._economy.prices, self.process.recipe, self.process.targets
-        if all(t.cqa != "viable_cells" for t in targets):
-            targets = (*targets, Target("viable_cells", "at_least", recipe.harvest_cells, "1e9 cells"))
-        total = 0.0
-        for t in targets:
+        prices, total = self._economy.prices, 0.0
+        for t in self.process.aims:
             if t.cqa == "ph":  # no attribute that the controller plans for
                 continue
             short, logarithmic = target_shortfall(t.cqa, t.sense, x, t.value)

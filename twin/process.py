@@ -96,3 +96,16 @@ class Process:
     considered: tuple[
         str, ...
     ] = ()  # kinetics whose spread over donors the filter carries although no prior has learnt them
+
+    @property
+    def aims(self) -> tuple[Target, ...]:
+        """What a harvest is held to: the targets, and the recipe's dose where none of them speaks of viable cells."""
+        if any(t.cqa == "viable_cells" for t in self.targets):
+            return self.targets
+        return (*self.targets, Target("viable_cells", "at_least", self.recipe.harvest_cells, "1e9 cells"))
+
+    @property
+    def dose(self) -> float:
+        """Viable cells that a batch must come to [1e9]: the largest that is asked for, else what the recipe harvests at."""
+        asked = (t.value for t in self.aims if t.cqa == "viable_cells" and t.sense == "at_least")
+        return max(asked, default=self.recipe.harvest_cells)

@@ -154,7 +154,7 @@ def waiting(task: Task) -> float:
 
 def out_of_reach(task: Task, best: Outcome) -> float:
     """By how many standard deviations of what is expected the best plan falls short of the dose of viable cells."""
-    dose = max((t.value for t in task.targets if t.cqa == "viable_cells" and t.sense == "at_least"), default=0.0)
+    dose = task.process.dose
     expected = float(attribute("viable_cells", State(*best.course.ends[best.moves - 1])))
     if dose <= 0.0:
         return -np.inf

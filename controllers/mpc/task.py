@@ -70,9 +70,6 @@ def make_task(s: Situation, process: Process, settings: MpcSettings) -> Task:
     x, cell, _ = split(s.belief.mean, s.layout, s.process.theta.cell)
     viable = s.layout.index("viable")
     latest = process.recipe.harvest_latest if settings.harvest_latest is None else settings.harvest_latest
-    targets = process.targets
-    if all(t.cqa != "viable_cells" for t in targets):
-        targets = (*targets, Target("viable_cells", "at_least", process.recipe.harvest_cells, "1e9 cells"))
     left = process.limits.medium_budget * (1.0 - settings.budget_reserve) - s.medium_used
     return Task(
         process=process,
@@ -84,7 +81,7 @@ def make_task(s: Situation, process: Process, settings: MpcSettings) -> Task:
         before=np.array([s.applied.perfusion, s.applied.feed, s.applied.cytokine_dose], dtype=float),
         latest=int(np.floor(min((latest - s.now) / STEP + 1e-6, SIZES[-1]))),
         budget=float(np.clip(left, -1e3, 1e6)),
-        targets=targets,
+        targets=process.aims,
         belief=s.belief,
         layout=s.layout,
     )

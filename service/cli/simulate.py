@@ -175,7 +175,7 @@ def _prior(path: Path | None) -> DonorPrior | None:
 def _definition(process: Process, scenario: Scenario, policies: tuple[str, ...], prior: Path | None) -> dict[str, Any]:
     """What the rows of a campaign hang on, apart from its numbers: names, and digests of what they name."""
     from service.tracking import digest
-    from service.tracking.provenance import source_sha256
+    from service.tracking.provenance import numerics, source_sha256
 
     return {
         "process": process.name,
@@ -188,6 +188,7 @@ def _definition(process: Process, scenario: Scenario, policies: tuple[str, ...],
         },
         "prior": None if prior is None else digest.of_prior(prior),
         "code": source_sha256(("twin", "controllers", "simulators")),
+        "numerics": numerics(),
     }
 
 

@@ -17,10 +17,13 @@ from service.tracking import digest
 from twin.config import configs_dir
 
 PACKAGES = (
-    "celltwin", "arviz", "casadi", "immutables", "mlflow-skinny", "numba", "numpy", "nutpie", "pandas", "pyarrow", "pymc",
-    "pytensor", "scipy",
+    "celltwin", "arviz", "casadi", "filterpy", "immutables", "mlflow-skinny", "numba", "numpy", "nutpie", "pandas", "piqp",
+    "pyarrow", "pymc", "pytensor", "scipy",
 )  # fmt: skip
 """Packages that can change a result, or its record."""
+
+NUMERICS = ("casadi", "filterpy", "numpy", "piqp", "scipy")
+"""Those of them that the last digits of a simulated batch hang on."""
 
 ROOMS = ("twin", "controllers", "simulators", "service")
 HOME = Path(__file__).resolve().parents[2]
@@ -76,6 +79,11 @@ def environment() -> dict[str, Any]:
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
     }
+
+
+def numerics() -> dict[str, str | None]:
+    """Versions of `NUMERICS`, and of the C compiler."""
+    return {**{name: _version(name) for name in NUMERICS}, "compiler": _compiler()}
 
 
 @cache

@@ -262,6 +262,9 @@ def test_a_campaign_hangs_on_what_a_policy_is_made_of(own: Path, monkeypatch: py
 
     before = told()
     assert told() == before
+    with monkeypatch.context() as newer:
+        newer.setattr("service.tracking.provenance._version", lambda name: f"{name} of tomorrow")
+        assert {k for k in before if told()[k] != before[k]} == {"numerics"}
     (own / "rates.py").write_text("RATE = 2.0\n")
     assert {k for k in before if told()[k] != before[k]} == {"policies_sha256"}
     for name in ("made", "rates"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,19 @@ def test_nan_is_not_a_number(tmp_path: Path) -> None:
     number = {"value": float("nan"), "unit": "mM", "basis": "asm", "source": "x"}
     with pytest.raises(ConfigError, match="finite"):
         load_medium(_edited(tmp_path, "media", "standard_perfusion", glucose=number))
+
+
+def test_the_dose_is_the_target_s_and_without_one_the_recipe_s() -> None:
+    process = load_config("car_nk")
+    asked = next(t for t in process.targets if t.cqa == "viable_cells")
+    assert (process.aims, process.dose) == (process.targets, asked.value)
+    twice = replace(process, targets=(*process.targets, replace(asked, value=2.0 * asked.value)))
+    assert twice.dose == 2.0 * asked.value
+    none = replace(process, targets=tuple(t for t in process.targets if t.cqa != "viable_cells"))
+    assert none.dose == process.recipe.harvest_cells
+    assert none.aims[-1] == replace(asked, value=process.recipe.harvest_cells)
+    ceiling = replace(process, targets=(replace(asked, sense="at_most"),))
+    assert ceiling.dose == process.recipe.harvest_cells
 
 
 def test_a_target_has_exactly_one_side(tmp_path: Path) -> None:
