@@ -63,7 +63,7 @@ from twin.config import load_config
 from twin.donors.prior import DonorPrior
 from twin.evidence import Fact, Measurement, Refused
 from twin.process import Process
-from twin.sensors import CHANNELS, MONITORED, impossible
+from twin.sensors import AIR_SATURATION, CHANNELS, MONITORED, impossible
 from twin.twin import Twin
 
 ID = "celltwin/Bioreactor-v0"
@@ -263,8 +263,11 @@ class Bioreactor(gymnasium.Env[np.ndarray, np.ndarray]):
             return 0.0
         prices, hours = self._economy.prices, np.diff(truth["time"])
         control = Control(own["perfusion"], own["feed"], own["bleed"], own["cytokine_dose"])
-        x = SimpleNamespace(**{n: own[n] for n in ("glucose", "lactate", "ammonia", "cytokine")})
-        gases = SimpleNamespace(gas=SimpleNamespace(ph=own["ph"]))
+        x = SimpleNamespace(
+            **{n: own[n] for n in ("glucose", "lactate", "ammonia", "cytokine", "glutamine", "strong_ion")}
+        )
+        oxygen = own["do"] / 100.0 * AIR_SATURATION
+        gases = SimpleNamespace(gas=SimpleNamespace(ph=own["ph"], oxygen=oxygen))
         beyond = path_violations(cast("Any", x), cast("Any", gases), self._economy)
         slacks = slack_cost([np.maximum(0.0, v) for v in beyond], hours, self._economy)
         moved = prices.move_perfusion * float(truth["perfusion"][1] - truth["perfusion"][0]) ** 2

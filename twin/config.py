@@ -135,6 +135,8 @@ class _Limits(_Strict):
     ph_min: float
     ph_max: float
     cytokine_min: float = Field(ge=0)
+    oxygen_min: float = Field(default=Limits().oxygen_min, ge=0)
+    osmolality_max: float = Field(default=Limits().osmolality_max, gt=0)
     volume_max: float = Field(gt=0)
     medium_budget: float = Field(gt=0)
 

@@ -51,6 +51,8 @@ class Limits:
     ph_min: float = 6.9
     ph_max: float = 7.4
     cytokine_min: float = 50.0  # IU/mL
+    oxygen_min: float = 0.0  # dissolved, mM; 0: no floor but what the cells feel
+    osmolality_max: float = 600.0  # mOsm/kg; 600: far above what a culture comes to, no ceiling
     volume_max: float = 1e9  # L
     medium_budget: float = 8.0  # vessel volumes a batch
 

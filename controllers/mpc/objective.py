@@ -14,18 +14,19 @@ import numpy as np
 
 from controllers.mpc.settings import Prices
 from twin.bioreactor import Control, Physiology, State
+from twin.gas import osmolality
 from twin.kinetics import Scalar
 from twin.process import Limits
 
-PATH = ("glucose", "lactate", "lactate_hard", "ammonia", "cytokine", "ph_low", "ph_high")
+PATH = ("glucose", "lactate", "lactate_hard", "ammonia", "cytokine", "ph_low", "ph_high", "oxygen", "osmolality")
 N_PATH = len(PATH)
 N_PATH_LIMITS = N_PATH + 1  # and the largest step of perfusion
 
 N_CLOSING = 3
 """Terms of `closing_terms`."""
 
-PATH_SCALE = (5.0, 5.0, 5.0, 1.0, 50.0, 0.1, 0.1)
-"""Slacks are in units of these [mM, mM, mM, mM, IU/mL, pH, pH]."""
+PATH_SCALE = (5.0, 5.0, 5.0, 1.0, 50.0, 0.1, 0.1, 0.02, 20.0)
+"""Slacks are in units of these [mM, mM, mM, mM, IU/mL, pH, pH, mM, mOsm/kg]."""
 
 LOGARITHMIC = ("viable_cells", "viable_density", "lactate", "ammonia")
 """CQAs that are amounts: a miss is measured as ln of the ratio. The others are fractions: a miss is a difference."""
@@ -46,13 +47,13 @@ def limit_vector(limits: Limits, reserve: float) -> np.ndarray:
     """
     return np.array([
         limits.glucose_min, limits.lactate_soft, limits.lactate_hard * (1.0 - reserve), limits.ammonia_max, limits.cytokine_min,
-        limits.ph_min, limits.ph_max, limits.perfusion_step,
+        limits.ph_min, limits.ph_max, limits.oxygen_min, limits.osmolality_max, limits.perfusion_step,
     ])  # fmt: skip
 
 
 def path_violations(x: State, phys: Physiology, economy: Economy) -> list[Scalar]:
     """By how much `x` is beyond each limit of `PATH`, in units of `PATH_SCALE`; negative where it is within."""
-    low_glucose, soft, hard, ammonia, cytokine, ph_low, ph_high = economy.limits[:N_PATH]
+    low_glucose, soft, hard, ammonia, cytokine, ph_low, ph_high, oxygen, osmotic = economy.limits[:N_PATH]
     beyond = (
         low_glucose - x.glucose,
         x.lactate - soft,
@@ -61,8 +62,15 @@ def path_violations(x: State, phys: Physiology, economy: Economy) -> list[Scalar
         cytokine - x.cytokine,
         ph_low - phys.gas.ph,
         phys.gas.ph - ph_high,
+        oxygen - phys.gas.oxygen,
+        osmolality(x.glucose, x.lactate, x.glutamine, x.strong_ion) - osmotic,
     )
     return [value / unit for value, unit in zip(beyond, PATH_SCALE, strict=True)]
+
+
+def path_prices(p: Prices) -> tuple[Scalar, ...]:
+    """Prices of the limits of `PATH` [volumes per unit and day]."""
+    return p.glucose, p.lactate, p.lactate_hard, p.ammonia, p.cytokine, p.ph, p.ph, p.oxygen, p.osmolality
 
 
 def running_cost(u: Control, economy: Economy) -> Scalar:
@@ -73,12 +81,10 @@ def running_cost(u: Control, economy: Economy) -> Scalar:
 
 def slack_cost(slacks: list[Scalar], h: Scalar, economy: Economy) -> Scalar:
     """Price of the slacks (units of `PATH_SCALE`) over a stage of `h` days; never quite 0, so that the optimum is unique."""
-    p = economy.prices
-    prices = (p.glucose, p.lactate, p.lactate_hard, p.ammonia, p.cytokine, p.ph, p.ph)
     total = 0.0
-    for s, price, unit in zip(slacks, prices, PATH_SCALE, strict=True):
+    for s, price, unit in zip(slacks, path_prices(economy.prices), PATH_SCALE, strict=True):
         amount = s * unit
-        total = total + (h * price + 1e-6) * (amount + p.quadratic / unit * amount * amount)
+        total = total + (h * price + 1e-6) * (amount + economy.prices.quadratic / unit * amount * amount)
     return total
 
 

@@ -39,8 +39,8 @@ class Slopes(NamedTuple):
 
     rates: np.ndarray  # [m, 13] scaled [1/d]
     by: np.ndarray  # [m, 13, 16] d rates / d (state, move)
-    beyond: np.ndarray  # [m, 7] violations of the path limits, in units of `objective.PATH_SCALE`
-    beyond_by: np.ndarray  # [m, 7, 13]
+    beyond: np.ndarray  # [m, 9] violations of the path limits, in units of `objective.PATH_SCALE`
+    beyond_by: np.ndarray  # [m, 9, 13]
 
 
 class Closing(NamedTuple):
@@ -133,7 +133,7 @@ def _closing(kinds: tuple[tuple[str, str], ...]) -> tuple[Sparse, Sparse]:
 
 
 def values_at(z: np.ndarray, v: np.ndarray, theta: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scaled rates [m, 13] and path violations [m, 7] at states z [m, 13] and moves v [m, 3]; theta [53, m]."""
+    """Scaled rates [m, 13] and path violations [m, 9] at states z [m, 13] and moves v [m, 3]; theta [53, m]."""
     f, g = _values()(z.T, v.T, theta, limits)
     return f.T, g.T
 
@@ -148,7 +148,7 @@ def slopes_at(z: np.ndarray, v: np.ndarray, theta: np.ndarray, limits: np.ndarra
 def curvature_at(
     z: np.ndarray, v: np.ndarray, theta: np.ndarray, limits: np.ndarray, nu: np.ndarray, pi: np.ndarray
 ) -> np.ndarray:
-    """Hessians [m, 16, 16] of nu'rates + pi'violations, with multipliers nu [m, 13] and pi [m, 7]."""
+    """Hessians [m, 16, 16] of nu'rates + pi'violations, with multipliers nu [m, 13] and pi [m, 9]."""
     kernel = _curvature()
     return kernel.dense(kernel.columns(z.T, v.T, theta, limits, nu.T, pi.T)[0])
 

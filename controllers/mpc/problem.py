@@ -29,7 +29,7 @@ class Problem:
     left: float  # medium left
     length: float  # of a stage
     shared: int = 0  # moves that all scenarios have in common; with one scenario it says nothing
-    tightened: np.ndarray | None = None  # [S, N, 7] back-offs of the path limits, in units of `objective.PATH_SCALE`
+    tightened: np.ndarray | None = None  # [S, N, 9] back-offs of the path limits, in units of `objective.PATH_SCALE`
 
     @property
     def scenarios(self) -> int:

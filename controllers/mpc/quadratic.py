@@ -1,7 +1,7 @@
 """The quadratic programme of one iteration, for PIQP's multistage solver: a chain of stages, scenarios as an arrow.
 
 Variables of a scenario, stage after stage: change of the move [3], change of the next node [13], medium spent by then [1],
-slacks of the path limits [7]; then what is missed of targets and closing terms [T + 3]. Where several scenarios share their
+slacks of the path limits [9]; then what is missed of targets and closing terms [T + 3]. Where several scenarios share their
 first R moves, 3 R common moves come last and equations tie the scenarios' own to them.
 """
 
@@ -49,10 +49,10 @@ class Data(NamedTuple):
     most: float  # largest change that the step may make to a scaled move
     step: float  # largest change of scaled perfusion from one move to the next
     volume: float  # medium of one stage per unit of scaled perfusion [vessel volumes]
-    beyond: np.ndarray  # [S, N, 7] path violations
-    beyond_by: np.ndarray  # [S, N, 7, 13]
-    slack: np.ndarray  # [S, N, 7] price of a slack
-    slack_square: np.ndarray  # [S, N, 7] price of its square
+    beyond: np.ndarray  # [S, N, 9] path violations
+    beyond_by: np.ndarray  # [S, N, 9, 13]
+    slack: np.ndarray  # [S, N, 9] price of a slack
+    slack_square: np.ndarray  # [S, N, 9] price of its square
     closing: np.ndarray  # [S, T + 3] rows at the last node
     closing_by: np.ndarray  # [S, T + 3, 13]
     missed: np.ndarray  # [S, T + 3] their prices
@@ -64,9 +64,9 @@ class Step(NamedTuple):
 
     moves: np.ndarray  # [S, N, 3] changes
     nodes: np.ndarray  # [S, N, 13] changes
-    slacks: np.ndarray  # [S, N, 7]
+    slacks: np.ndarray  # [S, N, 9]
     missed: np.ndarray  # [S, T + 3]
-    path: np.ndarray  # [S, N, 7] multipliers of the path limits
+    path: np.ndarray  # [S, N, 9] multipliers of the path limits
     closing: np.ndarray  # [S, T + 3] multipliers of targets and closing terms
     held: np.ndarray  # [S, N, 3] which moves are kept at a bound
     stepped: np.ndarray  # [S, N] where the largest change of perfusion binds

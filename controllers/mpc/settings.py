@@ -35,6 +35,8 @@ class Prices(NamedTuple):
     ammonia: float = 0.3  # per mM d above the limit
     cytokine: float = 0.05  # per IU/mL d below the limit
     ph: float = 5.0  # per pH d outside the band
+    oxygen: float = 20.0  # per mM d of dissolved oxygen below the limit
+    osmolality: float = 0.01  # per mOsm/kg d above the limit
     end_lactate: float = 0.20  # per mM above the soft limit at harvest: a harvest may slip, the culture must bear it
     end_ammonia: float = 1.0  # per mM above the limit at harvest, likewise
     quadratic: float = 0.05  # share of every slack's price that its square pays, besides

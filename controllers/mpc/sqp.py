@@ -15,7 +15,7 @@ import numpy as np
 
 from controllers.mpc.condensed import solve_condensed
 from controllers.mpc.convex import N_STAGE, STEEPEST, convexify
-from controllers.mpc.objective import LOGARITHMIC, PATH_SCALE
+from controllers.mpc.objective import LOGARITHMIC, PATH_SCALE, path_prices
 from controllers.mpc.points import (
     SPENT,
     Closing,
@@ -157,10 +157,7 @@ class _Solver:
         self.x0 = p.x0 / SCALE
         self.w = p.weights
         prices = p.prices
-        per_path = np.array([
-            prices.glucose, prices.lactate, prices.lactate_hard, prices.ammonia, prices.cytokine, prices.ph, prices.ph
-        ])  # fmt: skip
-        unit = (self.h * per_path + 1e-6) * np.array(PATH_SCALE)
+        unit = (self.h * np.array(path_prices(prices)) + 1e-6) * np.array(PATH_SCALE)
         self.slack, self.square = unit, unit * prices.quadratic
         targets = [prices.target_ln if cqa in LOGARITHMIC else prices.target for cqa, _ in p.kinds]
         self.missed = np.array([*targets, prices.budget, prices.end_lactate, prices.end_ammonia])

@@ -149,7 +149,7 @@ def transcribe(stages: int, targets: tuple[tuple[str, str], ...]) -> Programme:
 def pack(
     controls: np.ndarray, middles: np.ndarray, ends: np.ndarray, slacks: np.ndarray, missed: np.ndarray
 ) -> np.ndarray:
-    """Variables from moves [N, 3], states at the first Radau point and at the end [N, 13], slacks [N, 7], misses."""
+    """Variables from moves [N, 3], states at the first Radau point and at the end [N, 13], slacks [N, 9], misses."""
     rows = np.hstack([controls / MOVE_SCALE, middles / SCALE, ends / SCALE, slacks])
     return np.concatenate([rows.ravel(), missed])
 

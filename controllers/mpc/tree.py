@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controllers.mpc.objective import limit_vector
+from controllers.mpc.objective import N_PATH, limit_vector
 from controllers.mpc.sqp import Found, Iterate, Late, Problem, Step, carried, priced, solve_sqp
 from controllers.mpc.task import STEP, Course, Task, move_bounds, rollout, strict_targets
 from twin.bioreactor import Control, State
@@ -35,7 +35,7 @@ class Scenario:
     theta: np.ndarray  # [53] as `twin.transition.flat` gives it
     weight: float
     targets: tuple[Target, ...]  # of one kind and order over all scenarios, values with their margins
-    tightened: np.ndarray | None = None  # [N, 7] back-offs of the path limits, in units of `objective.PATH_SCALE`
+    tightened: np.ndarray | None = None  # [N, 9] back-offs of the path limits, in units of `objective.PATH_SCALE`
 
 
 def nominal(task: Task, h: int) -> tuple[Scenario, ...]:
@@ -102,7 +102,7 @@ def problem_of(task: Task, h: int, scenarios: Sequence[Scenario], start: Course,
         kinds=kinds[0], values=np.array([[t.value for t in s.targets] for s in scenarios]), prices=task.settings.prices,
         limits=limit_vector(task.process.limits, task.settings.hard_reserve), before=task.before, low=low, high=high,
         left=task.budget, length=STEP, shared=min(robust, h),
-        tightened=None if all(b is None for b in back) else np.stack([np.zeros((h, 7)) if b is None else b for b in back]),
+        tightened=None if all(b is None for b in back) else np.stack([np.zeros((h, N_PATH)) if b is None else b for b in back]),
     )  # fmt: skip
 
 

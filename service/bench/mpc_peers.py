@@ -13,7 +13,7 @@ from typing import Any
 import casadi as ca
 import numpy as np
 
-from controllers.mpc.objective import N_PATH, PATH_SCALE, Economy, path_violations, running_cost
+from controllers.mpc.objective import N_PATH, PATH_SCALE, Economy, path_prices, path_violations, running_cost
 from controllers.mpc.solver import Compiled, compiled, solve
 from controllers.mpc.transcription import MOVE_SCALE, N_MOVE, SCALE, STAGE, pack, unpack
 from service.bench.mpc_problem import (
@@ -99,18 +99,10 @@ class DoMpc:
         )
         move = np.array([PRICES.move_perfusion, PRICES.move_dose, PRICES.move_dose]) / MOVE_SCALE**2 * scale**2
         mpc.set_rterm(**{n: float(v) for n, v in zip(MOVES, move, strict=True)})
-        price = (
-            PRICES.glucose,
-            PRICES.lactate,
-            PRICES.lactate_hard,
-            PRICES.ammonia,
-            PRICES.cytokine,
-            PRICES.ph,
-            PRICES.ph,
-        )
+        prices = path_prices(PRICES)
         for i, beyond in enumerate(path_violations(x, physiology(x, theta), economy)):
             # do-mpc counts slacks of all scenarios in full
-            penalty = (LENGTH * price[i] + 1e-6) * PATH_SCALE[i] / scenarios
+            penalty = (LENGTH * prices[i] + 1e-6) * PATH_SCALE[i] / scenarios
             mpc.set_nl_cons(f"limit_{i}", ca.vertcat(beyond), ub=0.0, soft_constraint=True, penalty_term_cons=penalty)
         for name in names:
             mpc.bounds["lower", "_x", name] = 0.0

@@ -1,7 +1,7 @@
 """The control problem that `celltwin bench mpc` gives to everyone: 24 moves of 6 h, three inputs, soft limits, along one batch.
 
 States are recorded along a closed loop whose plant is another donor than the model's. The objective is economic: medium, feed,
-cytokine and moves on one side, ln of the viable cells at the end on the other. The seven soft limits are linear penalties at
+cytokine and moves on one side, ln of the viable cells at the end on the other. The soft limits are linear penalties at
 the nodes 0 to 23, as do-mpc places them; its own volume is constant, so do-mpc is given the other 12 states.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from controllers.mpc.objective import limit_vector
+from controllers.mpc.objective import N_PATH, limit_vector
 from controllers.mpc.settings import Prices
 from controllers.mpc.sqp import Found, Iterate, Problem, carried, solve_sqp
 from twin.bioreactor import Control
@@ -65,7 +65,7 @@ def problem(process: Process, case: Case, scenarios: int = 1) -> Problem:
     theta = thetas(process, scenarios)
     s = len(theta)
     limits = limit_vector(replace(process.limits, perfusion_step=FREE), 0.05)
-    tightened = np.zeros((s, STAGES, 7))
+    tightened = np.zeros((s, STAGES, N_PATH))
     tightened[:, -1] = -FREE  # node 24 has no path limits
     return Problem(
         x0=np.tile(case.x0, (s, 1)), theta=theta, weights=np.full(s, 1.0 / s), kinds=KINDS, values=np.full((s, 1), CELLS),

@@ -11,6 +11,7 @@ import pytest
 
 from controllers.guard import GuardSettings, resimulation_fault
 from controllers.mpc import Mpc, make_mpc
+from controllers.mpc.objective import N_PATH
 from controllers.mpc.policy import optimum, search
 from controllers.mpc.solver import SIZES, Compiled, compiled, size_for, solve
 from controllers.mpc.task import Task, bounds, ceilings, make_task, parameters, rollout, starting_point, strict_targets
@@ -67,7 +68,7 @@ def test_the_radau_basis_differentiates_quadratics_exactly() -> None:
 
 def test_pack_and_unpack_are_inverse() -> None:
     rng = np.random.default_rng(0)
-    parts = (rng.random((8, 3)), rng.random((8, 13)), rng.random((8, 13)), rng.random((8, 7)), rng.random(5))
+    parts = (rng.random((8, 3)), rng.random((8, 13)), rng.random((8, 13)), rng.random((8, N_PATH)), rng.random(5))
     for given, got in zip(parts, unpack(pack(*parts), 8), strict=True):
         assert got == pytest.approx(given)
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from controllers.mpc import condensed, convex, make_mpc, policy
+from controllers.mpc.objective import PATH, PATH_SCALE, Economy, limit_vector, path_violations
 from controllers.mpc.points import slopes_at, values_at
 from controllers.mpc.policy import adapted, by_ipopt, by_sqp, optimum
+from controllers.mpc.settings import Prices
 from controllers.mpc.sqp import Found, Iterate, solve_sqp
 from controllers.mpc.stages import Stages, eliminate, residuals
 from controllers.mpc.task import Course, Task, cost_now, make_task, rollout
@@ -19,10 +21,12 @@ from controllers.mpc.transcription import MOVE_SCALE, SCALE
 from controllers.mpc.tree import Scenario, belief_scenarios, nominal, price, problem_of, solve_scenarios
 from controllers.plan import Situation
 from controllers.recipes import recipe_schedule
-from twin.bioreactor import Control, State, to_coordinates
+from twin.bioreactor import Control, State, physiology, to_coordinates
 from twin.config import ConfigError, load_config
 from twin.estimation.belief import Belief, Layout
+from twin.gas import osmolality
 from twin.process import Target
+from twin.sensors import AIR_SATURATION, CHANNELS
 from twin.transition import flat
 
 PROCESS = load_config("car_nk")
@@ -79,11 +83,42 @@ def test_a_target_in_reach_is_met_exactly_and_its_price_is_never_paid() -> None:
     assert cheap.cost < dearer.cost
 
 
+def test_a_ceiling_of_osmolality_is_planned_for() -> None:
+    """Fresh medium is the saltier here: with a ceiling below what the plan comes to, less of it is perfused."""
+
+    def osmotic(course: Course) -> float:
+        ends = State(*course.ends.T)
+        return float(np.max(osmolality(ends.glucose, ends.lactate, ends.glutamine, ends.strong_ion)))
+
+    free = solved(DAY10, 8)[1]
+    top = osmotic(free) - 2.0
+    limits = replace(PROCESS.limits, osmolality_max=top)
+    strict, dear = replace(PROCESS, limits=limits), make_mpc(PROCESS, osmolality=100.0).settings
+    found, held = by_sqp(make_task(situation(DAY10), strict, dear), 8, None)
+    assert found.status == "solved"
+    assert held is not None
+    assert osmotic(held) < top + 0.05
+    assert held.moves[:, 0].sum() != pytest.approx(free.moves[:, 0].sum(), rel=1e-3)
+
+
+def test_the_oxygen_floor_is_in_the_terms_of_the_probe() -> None:
+    """A dense culture draws dissolved oxygen down; the violation is the floor less what the DO sensor would read."""
+    dense = DAY10._replace(car_positive=60.0, car_negative=60.0)
+    economy = Economy(Prices(), list(limit_vector(replace(PROCESS.limits, oxygen_min=0.09), 0.0)))
+    for x in (DAY10, dense):
+        phys = physiology(x, PROCESS.theta)
+        beyond = path_violations(x, phys, economy)[PATH.index("oxygen")] * PATH_SCALE[PATH.index("oxygen")]
+        assert float(beyond) == pytest.approx(
+            0.09 - float(CHANNELS["do"].observe(x, phys, 0.0)) / 100.0 * AIR_SATURATION
+        )
+    assert float(beyond) > 0.0
+
+
 def test_eliminated_stages_are_newton_s_step() -> None:
     """One step of the linear stages from a course leaves gaps of second order only."""
     t = task()
     course, p = rollout(t, None, 4, 4), flat(t.theta)[:, None]
-    limits = np.array([5.0, 20.0, 28.5, 3.0, 50.0, 6.9, 7.4, 0.5])
+    limits = limit_vector(PROCESS.limits, 0.05)
     z, x, u = course.middles[None] / SCALE, course.ends[None] / SCALE, course.moves[None] / MOVE_SCALE
     x0, theta = t.x0[None] / SCALE, np.ascontiguousarray(np.tile(p, (1, 8)))
 
