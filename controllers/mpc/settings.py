@@ -55,6 +55,9 @@ class MpcSettings:
     search: int = 2  # harvest steps looked at on either side of the last plan's
     growth_sd: float = 0.025  # ln sd per day of cells to come that the belief's mean does not tell
     confidence: float = 1.64  # standard deviations of ln cells that the dose is met with (1.64: 95 %)
+    chance: float | None = (
+        None  # P by which every target is met, as the belief is carried to harvest; None: the margins here
+    )
     sd_floor: float = 0.05  # ln sd of the cell number that no belief shows: the counter's own bias, losses
     give_up: float = 2.5  # beyond so many standard deviations short of the dose, the recipe's rates are as good as any
     fraction_margin: float = 0.02  # margin of viability, CAR+ and exhaustion at harvest
@@ -94,6 +97,8 @@ def settings_for(process: Process, **given: Any) -> MpcSettings:
                 raise ConfigError(f"mpc: field real_time: true or false is needed, not {value!r}")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
             raise ConfigError(f"mpc: field {name}: a finite number >= 0 is needed, not {value!r}")
+        elif name == "chance" and not 0.5 <= value < 1.0:
+            raise ConfigError(f"mpc: field chance: a probability from .5 to below 1 is needed, not {value!r}")
         elif name in _WHOLE and (value != int(value) or value < 1):
             raise ConfigError(f"mpc: field {name}: a whole number of 1 or more is needed, not {value!r}")
     whole: dict[str, Any] = {k: int(given[k]) for k in _WHOLE if k in given}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from controllers.mpc.chance import Foreseen, foreseen
 from controllers.mpc.objective import (
     LOGARITHMIC,
     N_CLOSING,
@@ -63,6 +64,7 @@ class Task:
     targets: tuple[Target, ...]
     belief: Belief
     layout: Layout
+    foreseen: Foreseen | None = None  # with `MpcSettings.chance`: what the belief spreads along the recipe's course
 
 
 def make_task(s: Situation, process: Process, settings: MpcSettings) -> Task:
@@ -71,7 +73,7 @@ def make_task(s: Situation, process: Process, settings: MpcSettings) -> Task:
     viable = s.layout.index("viable")
     latest = process.recipe.harvest_latest if settings.harvest_latest is None else settings.harvest_latest
     left = process.limits.medium_budget * (1.0 - settings.budget_reserve) - s.medium_used
-    return Task(
+    task = Task(
         process=process,
         settings=settings,
         now=s.now,
@@ -85,15 +87,24 @@ def make_task(s: Situation, process: Process, settings: MpcSettings) -> Task:
         belief=s.belief,
         layout=s.layout,
     )
+    if settings.chance is None or task.latest < 1:
+        return task
+    moves = rollout(task, None, task.latest, task.latest).moves
+    return replace(task, foreseen=foreseen(s.belief, s.layout, process, task.theta, moves, STEP))
 
 
 def strict_targets(task: Task, h: int, spread: bool = True) -> tuple[Target, ...]:
-    """The targets with their margins for a harvest `h` moves ahead; without `spread`, none for what the belief spreads."""
+    """The targets with their margins for a harvest `h` moves ahead; without `spread`, none for what the belief spreads.
+
+    With `MpcSettings.chance` they are those of `controllers.mpc.chance`.
+    """
     s = task.settings
     sd = dose_spread(task, h, task.variance if spread else 0.0)
     ratio, gap = float(np.exp(min(s.confidence * sd, MARGIN_MAX))), s.fraction_margin
 
     def strict(t: Target) -> float:
+        if spread and task.foreseen is not None and s.chance is not None:
+            return task.foreseen.strict(t, h, s.chance, s.sd_floor)
         if t.cqa in ("viable_cells", "viable_density"):
             return t.value * ratio if t.sense == "at_least" else t.value / ratio
         if t.cqa in LOGARITHMIC:

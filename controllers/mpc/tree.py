@@ -39,8 +39,12 @@ class Scenario:
 
 
 def nominal(task: Task, h: int) -> tuple[Scenario, ...]:
-    """The belief's mean alone, with the targets and margins of a harvest `h` moves ahead."""
-    return (Scenario(task.x0, flat(task.theta), 1.0, strict_targets(task, h)),)
+    """The belief's mean alone, with the targets, margins and back-offs of a harvest `h` moves ahead."""
+    back, chance = None, task.settings.chance
+    if task.foreseen is not None and chance is not None:
+        hard = task.process.limits.lactate_hard * (1.0 - task.settings.hard_reserve)
+        back = task.foreseen.back_offs(hard, h, chance)
+    return (Scenario(task.x0, flat(task.theta), 1.0, strict_targets(task, h), back),)
 
 
 def solve_scenarios(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,28 +114,33 @@ def _sigmoid(z: float | np.ndarray) -> np.ndarray:
     return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(z))))
 
 
+QUANTITIES: Mapping[str, Mapping[str, float]] = {
+    "viable_density": {"viable": 1.0}, "dead_density": {"dead": 1.0}, "viable_cells": {"viable": 1.0, "volume": 1.0},
+    "viability": {"viable": 1.0, "dead": -1.0}, "car_fraction": {"car_odds": 1.0}, "exhausted_fraction": {"exhausted": 1.0},
+    **{name: {name: 1.0} for name in ("glucose", "lactate", "glutamine", "ammonia", "cytokine", "doublings", "volume")},
+}  # fmt: skip
+"""The quantities people ask for as sums of coordinates: of their ln, or for `FRACTIONS` of their log odds."""
+
+FRACTIONS = ("viability", "car_fraction")
+
+
+def transformed(belief: Belief, layout: Layout, name: str) -> tuple[float, float]:
+    """Mean and variance of ln of a quantity, or for `FRACTIONS` of its log odds. KeyError for a name not in `QUANTITIES`."""
+    weights = QUANTITIES[name]
+    rows, w = [layout.index(k) for k in weights], np.array(list(weights.values()))
+    return float(w @ belief.mean[rows]), float(w @ belief.cov[np.ix_(rows, rows)] @ w)
+
+
 def marginals(belief: Belief, layout: Layout) -> dict[str, Marginal]:
     """The quantities people ask for, each with mean, sd and 90 % interval, in the units of `State`.
 
     Densities, concentrations, volume and doublings are log-normal; viability and the CAR+ fraction are logit-normal,
     because the log odds viable : dead and CAR+ : CAR- are linear in the coordinates. All forms are exact.
     """
-    index = {name: layout.index(name) for name in Coordinates._fields}
-
-    def combine(weights: dict[str, float]) -> tuple[float, float]:
-        rows, w = [index[k] for k in weights], np.array(list(weights.values()))
-        return float(w @ belief.mean[rows]), float(w @ belief.cov[np.ix_(rows, rows)] @ w)
-
-    out = {
-        "viable_density": lognormal(*combine({"viable": 1.0})),
-        "dead_density": lognormal(*combine({"dead": 1.0})),
-        "viable_cells": lognormal(*combine({"viable": 1.0, "volume": 1.0})),
-        "viability": logitnormal(*combine({"viable": 1.0, "dead": -1.0})),
-        "car_fraction": logitnormal(*combine({"car_odds": 1.0})),
-        "exhausted_fraction": lognormal(*combine({"exhausted": 1.0})),
-    }
-    for name in ("glucose", "lactate", "glutamine", "ammonia", "cytokine", "doublings", "volume"):
-        out[name] = lognormal(*combine({name: 1.0}))
+    out: dict[str, Marginal] = {}
+    for name in QUANTITIES:
+        mean, variance = transformed(belief, layout, name)
+        out[name] = (logitnormal if name in FRACTIONS else lognormal)(mean, variance)
     return out
 
 
