@@ -1,7 +1,7 @@
 """How far a target is held back so that it is met with a given chance, as the belief has it.
 
 The belief is carried along the recipe's course by the filter's own prediction, process noise included. Its quantities are
-log-normal, its fractions logit-normal: a target is met with probability p where the plan's median keeps z_p standard deviations
+log-normal, viability and the CAR+ fraction logit-normal: a target is met with probability p where the plan's median keeps z_p standard deviations
 from it, in ln or in log odds. The spread is taken not to hang on the plan, and every target is held to its chance by itself; all
 together have at least 1 less the sum of what each may miss. Nothing is held back by more than `MOST`: early beliefs are wide, and
 the loop learns before harvest.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
@@ -39,7 +40,7 @@ class Foreseen:
     def strict(self, t: Target, h: int, chance: float, floor: float) -> float:
         """The value that the plan's median is to meet, `h` moves ahead; `floor`: sd of ln that no belief shows (of cells)."""
         cells = t.cqa in ("viable_cells", "viable_density")
-        back = float(norm.ppf(chance)) * float(np.hypot(self.sd[t.cqa][h], floor if cells else 0.0))
+        back = _deviations(chance, np.hypot(self.sd[t.cqa][h], floor if cells else 0.0))
         sign = 1.0 if t.sense == "at_least" else -1.0
         if t.cqa not in FRACTIONS:
             return t.value * float(np.exp(sign * min(back, MOST["ln"])))
@@ -49,9 +50,14 @@ class Foreseen:
     def back_offs(self, hard_lactate: float, n: int, chance: float) -> np.ndarray:
         """What the hard limit of lactate [mM] is held back by at the next `n` nodes, [n, 9] in units of `PATH_SCALE`."""
         out, row = np.zeros((n, N_PATH)), PATH.index("lactate_hard")
-        back = np.minimum(norm.ppf(chance) * self.sd["lactate"][1 : n + 1], MOST["ln"])
+        back = np.minimum(_deviations(chance, self.sd["lactate"][1 : n + 1]), MOST["ln"])
         out[:, row] = hard_lactate * -np.expm1(-back) / PATH_SCALE[row]
         return out
+
+
+def _deviations(chance: float, sd: Any) -> Any:
+    """So many standard deviations as `chance` asks for; none for an even one, however wide."""
+    return norm.ppf(chance) * sd if chance > 0.5 else 0.0 * np.ones_like(sd)
 
 
 def foreseen(
@@ -75,4 +81,6 @@ def foreseen(
 
 
 def _spread(belief: Belief, layout: Layout) -> list[float]:
-    return [float(np.sqrt(max(0.0, transformed(belief, layout, name)[1]))) for name in SPREAD]
+    """Standard deviations; without an end where the belief has none, so that nothing is taken for known."""
+    variances = (transformed(belief, layout, name)[1] for name in SPREAD)
+    return [float(np.sqrt(max(v, 0.0))) if np.isfinite(v) else np.inf for v in variances]

@@ -8,6 +8,7 @@
  * that the moves which scenarios share come last. A row is v + a'u <= s (path limits and closing rows, with slack s) or
  * v + a'u <= 0 (changes of perfusion, bounds of moves); t is what is left of it, l its multiplier, z that of its slack.
  */
+#define FREE 1e-9 /* what a row without a price is given: multipliers lie between 0 and the price */
 enum { A = MOVES, X = STATES, P = PATHS, W = A + X, F = W + A };
 
 /* What is asked: arrays as in quadratic.Data */
@@ -155,7 +156,9 @@ static int factorise(Work* o) {
       double f = up[j] + down[j];
       long i = (o->N - 1 - j) * o->a, b = i + o->a;
       k[i * n + i] += f;
-      if (j) { k[b * n + b] += f; k[i * n + b] -= f; }
+      if (!j) continue;
+      k[b * n + b] += f;
+      if (!o->fixed[s * n + i] && !o->fixed[s * n + b]) k[i * n + b] -= f; /* a move without room is a number */
     }
     up = down + o->N; down = up + n;
     for (long i = 0; i < n; ++i) k[i * n + i] += up[i] + down[i];
@@ -197,6 +200,7 @@ static void direction(Work* o) {
     for (long i = 0; i < o->n; ++i) b[i] = -o->rd[s * o->n + i];
     for (long i = s * o->all; i < (s + 1) * o->all; ++i) if (!o->on[i]) r->dl[i] = 0.0;
     transposed(o, s, r->dl + s * o->all, b);
+    for (long i = 0; i < o->n; ++i) if (o->fixed[s * o->n + i]) b[i] = 0.0; /* and stays where it is */
   }
   solve(o);
   for (long s = 0; s < o->S; ++s) apply(o, s, o->du + s * o->n, r->dt + s * o->all);
@@ -233,7 +237,7 @@ static void allocate(Work* o, const Asked* q) {
     for (long k = 0; k < q->N; ++k) room |= q->high[k * A + i] > q->low[k * A + i];
     if (room) o->which[a++] = i;
   }
-  o->S = q->S; o->N = q->N; o->T = q->T; o->R = q->S > 1 ? q->R : 0;
+  o->S = q->S; o->N = q->N; o->T = q->T; o->R = q->S == 1 ? 0 : q->R < q->N ? q->R : q->N;
   o->a = a; o->n = o->N * a; o->c = o->R * a; o->rows = o->N * P + o->T; o->all = o->rows + 2 * o->N + 2 * o->n;
   long n = o->n, total = o->S * o->all;
   struct { double** at; size_t size; } parts[] = {
@@ -339,7 +343,7 @@ static void condense_closing(Work* o, const Asked* q, long s) {
       }
     }
     o->v[s * o->all + N * P + r] = c;
-    o->price[s * o->all + N * P + r] = q->missed[s * o->T + r];
+    o->price[s * o->all + N * P + r] = fmax(q->missed[s * o->T + r], FREE);
   }
 }
 
@@ -348,9 +352,9 @@ static void limits(Work* o, const Asked* q, long s) {
   long n = o->n, N = o->N, a = o->a;
   const unsigned char* fixed = o->fixed + s * n;
   unsigned char* on = o->on + s * o->all;
-  double *up = o->v + s * o->all + o->rows, *down = up + N, widest = 0.0;
-  for (long k = 0; k < N; ++k) widest = fmax(widest, q->high[k * A] - q->low[k * A]);
-  int limited = o->which[0] == 0 && q->step < widest + 1e-9;
+  double *up = o->v + s * o->all + o->rows, *down = up + N, top = q->before[0], bottom = top;
+  for (long k = 0; k < N; ++k) { top = fmax(top, q->high[k * A]); bottom = fmin(bottom, q->low[k * A]); }
+  int limited = o->which[0] == 0 && q->step < top - bottom + 1e-9;
   for (long k = 0; k < N; ++k) {
     long i = (N - 1 - k) * a;
     double change = q->moves[(s * N + k) * A] - (k ? q->moves[(s * N + k - 1) * A] : q->before[0]);
@@ -401,12 +405,12 @@ static double begin(Work* o, double centre) {
   return pairs;
 }
 
-typedef struct { double dual, primal, product, sum; } Residuals; /* largest ones; sum of all products of pairs */
+typedef struct { double dual, primal, product, sum; int numbers; } Residuals; /* largest ones; sum of all products of pairs */
 
 static Residuals residuals(Work* o) {
   long n = o->n, m = n - o->c;
   Rows* r = &o->r;
-  Residuals e = {0};
+  Residuals e = {.numbers = 1};
   for (long s = 0; s < o->S; ++s) {
     const double *h = o->h + s * n * n, *u = o->u + s * n;
     double* rd = o->rd + s * n;
@@ -420,6 +424,7 @@ static Residuals residuals(Work* o) {
     transposed(o, s, r->l + s * o->all, rd); /* multipliers of rows that are not there are 0 */
     for (long i = 0; i < n; ++i) {
       if (o->fixed[s * n + i]) rd[i] = 0.0;
+      e.numbers &= fabs(rd[i]) < 1e300; /* which is false of what is no number; fmax would pass over it */
       if (i < m) e.dual = fmax(e.dual, fabs(rd[i]));
     }
   }
@@ -501,11 +506,11 @@ long condensed(const double* hess, const double* grad, const double* by, const d
   Residuals e;
   for (;; ++it) {
     e = residuals(&o);
-    if (!(e.dual < 1e300) || !(e.primal < 1e300) || !(e.sum < 1e300)) goto end;
+    if (!e.numbers || !(e.dual < 1e300) || !(e.primal < 1e300) || !(e.sum < 1e300)) goto end;
     if (e.dual <= tolerance && e.primal <= tolerance && e.product <= tolerance) { code = 0; break; }
     if (it == most || !iterate(&o, pairs, e.sum)) break;
   }
-  if (code) { if (e.dual <= sloppy && e.primal <= sloppy) code = 1; else goto end; }
+  if (code) { if (it > 0 && e.dual <= sloppy && e.primal <= sloppy && e.product <= sloppy) code = 1; else goto end; }
   *out_iterations = (double)it;
   for (long s = 0; s < S; ++s) {
     double *u = o.u + s * o.n, *y = r->y + s * o.all, now[X] = {0}, next[X];

@@ -32,6 +32,7 @@ from controllers.mpc.task import (
     cost_now,
     dose_spread,
     make_task,
+    move_bounds,
     parameters,
     rollout,
     starting_point,
@@ -86,9 +87,11 @@ class Mpc:
             return self._harvest_now(task, "the latest day of the recipe")
         late = self._late()
         best, words = search(task, previous, late)
-        if best is None and self.settings.scenarios > 1:  # one future is better than no plan
-            task = replace(task, settings=replace(self.settings, scenarios=1))
-            best, words = search(task, previous, late)
+        if best is None and (self.settings.scenarios > 1 or task.foreseen is not None):  # better than no plan
+            task = replace(task, settings=replace(self.settings, scenarios=1, chance=None), foreseen=None)
+            best, again = search(task, previous, late)
+            words = f"{words}; for one future with the usual margins: {again}"
+            best = None if best is None else best._replace(words=words)
         if best is None:
             return Plan(task.now, STEP, (), (), "failed", float("inf"), None, self.name, words)
         short = out_of_reach(task, best)
@@ -98,8 +101,8 @@ class Mpc:
                 best, short = last, out_of_reach(task, last)
         if short > self.settings.give_up:
             return self._given_up(situation, self._plan(task, best), short)
-        if waiting(task) <= best.total:
-            return self._harvest_now(task, "waiting costs more than it brings")
+        if (now := waiting(task)) <= best.total:
+            return self._harvest_now(task, "waiting costs more than it brings", now)
         return self._plan(task, best)
 
     def _late(self) -> Late | None:
@@ -120,7 +123,7 @@ class Mpc:
             return replace(best, detail=f"{why}; {best.detail}")
         return replace(plan, policy=self.name, detail=f"{why}; the recipe's rates")
 
-    def _harvest_now(self, task: Task, why: str) -> Plan:
+    def _harvest_now(self, task: Task, why: str, cost: float | None = None) -> Plan:
         """Harvest; until the vessel is emptied, perfuse as much as one step allows: a dense culture does not keep."""
         top = ceilings(task, task.x0[None, :])[0]
         up = min(top[0], task.before[0] + self.process.limits.perfusion_step)
@@ -129,7 +132,8 @@ class Mpc:
         after = advance_many()(task.x0[:, None], np.array(u), flat(task.theta)[:, None], STEP)[:, 0]
         states = (State(*task.x0.tolist()), State(*after.tolist()))
         detail = f"harvest now: {why}; {_expected(states[0])}"
-        return Plan(task.now, STEP, (u,), states, "solved", cost_now(task), task.now, self.name, detail)
+        cost = cost_now(task) if cost is None else cost
+        return Plan(task.now, STEP, (u,), states, "solved", cost, task.now, self.name, detail)
 
     def _plan(self, task: Task, best: Outcome) -> Plan:
         limits = self.process.limits
@@ -154,7 +158,7 @@ def waiting(task: Task) -> float:
 
 def out_of_reach(task: Task, best: Outcome) -> float:
     """By how many standard deviations of what is expected the best plan falls short of the dose of viable cells."""
-    dose = task.process.dose
+    dose = max((t.value for t in task.targets if t.cqa == "viable_cells" and t.sense == "at_least"), default=0.0)
     expected = float(attribute("viable_cells", State(*best.course.ends[best.moves - 1])))
     if dose <= 0.0:
         return -np.inf
@@ -197,21 +201,23 @@ def search(task: Task, previous: Plan | None, late: Late | None = None) -> tuple
 def iterated(task: Task, h: int, moves: np.ndarray, late: Late | None) -> Outcome | None:
     """A real-time iteration: one step from the last plan's course, of the length in `SHARES` whose moves are cheapest.
 
-    Moves are judged by what they cost simulated, the last plan's among them. None where the step failed, or brings nothing
+    Moves are judged by what they cost simulated, every scenario under its own, the last plan's among them. None where the step failed, or brings nothing
     worth `WORSE`: then the ladder is climbed down as usual.
     """
-    found, course = by_sqp(task, h, moves, late, once=True)
-    if found.status != "solved" or course is None:
+    found, _ = by_sqp(task, h, moves, late, once=True)
+    if found.status != "solved" or found.at is None:
         return None
     scenarios = belief_scenarios(task, h, task.settings.scenarios)
-    begun = rollout(task, moves, h, h)
-    tried = [rollout(task, begun.moves + share * (course.moves - begun.moves), h, h) for share in SHARES]
-    costs = [price(task, h, scenarios, c) for c in tried]
+    start = rollout(task, moves, h, h)
+    begun = np.clip(start.moves, *move_bounds(task, start))
+    tried = [begun + share * (found.at.moves - begun) for share in SHARES]  # of every scenario
+    costs = [price(task, h, scenarios, m) for m in tried]
     best, before = int(np.argmin(costs)), price(task, h, scenarios, begun)
     if not costs[best] <= before + WORSE * (1.0 + abs(before)):
         return None
     words = f"SQP near: {found.detail}" if best == 0 else f"SQP near: {SHARES[best]:g} of a {found.detail}"
-    return Outcome(h, costs[best] + task.settings.prices.day * h * STEP, tried[best], None, words)
+    course = rollout(task, tried[best][0], h, h)
+    return Outcome(h, costs[best] + task.settings.prices.day * h * STEP, course, None, words)
 
 
 def remaining_moves(task: Task, previous: Plan | None) -> np.ndarray | None:
@@ -233,7 +239,7 @@ def optimum(
     """The optimum for a harvest `h` moves ahead, down the ladder of solvers and starts, and the last solver's words.
 
     SQP from the course under `near` (a neighbour's, or the last plan's moves), SQP from the recipe's course, then IPOPT over
-    the same ladder of starts: of one future, for it knows no more. A failed solve leaves nothing behind.
+    the same ladder of starts: of one future without back-offs, for it knows no more. A failed solve leaves nothing behind.
     """
     words = ""
     if task.settings.solver == "sqp":
@@ -244,8 +250,8 @@ def optimum(
             words = f"{rung}: {found.detail}"
             if found.status == "solved" and course is not None:
                 return Outcome(h, found.cost + task.settings.prices.day * h * STEP, course, found.memory, words), words
-    if task.settings.scenarios > 1:
-        return None, f"{words}; IPOPT plans for one future"
+    if task.settings.scenarios > 1 or task.foreseen is not None:
+        return None, f"{words}; IPOPT plans for one future, without back-offs"
     if late is not None and late():
         return None, f"{words}; no time for IPOPT"
     outcome, said = by_ipopt(task, h, near.moves if isinstance(near, Course) else near, late)

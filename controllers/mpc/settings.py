@@ -66,9 +66,11 @@ class MpcSettings:
     dose_floor: float = 0.6  # least cytokine dosing, as a share of the recipe's: dosing is never optional
     solver: str = "sqp"  # "sqp", with IPOPT as its fall-back, or "ipopt"
     real_time: bool = False  # one iteration from the last plan, where there is one, in place of a converged solution
-    max_iter: int = 80  # interior-point iterations; there is no time limit: results must not depend on the machine
+    max_iter: int = (
+        80  # interior-point iterations; there is no time limit: results must not depend on how busy a machine is
+    )
     sqp_iter: int = 60  # SQP iterations
-    deadline: float | None = None  # [s] for all solves of a decision; None: none, results do not depend on the machine
+    deadline: float | None = None  # [s] for all solves of a decision; None: none, results do not depend on the clock
     scenarios: int = 1  # futures that one plan serves: 1, 9 or 27
     robust: int = 1  # first moves that the scenarios share
     k1: float | None = 2.0  # the edge's cap: every rate <= k1 x the recipe's largest; None: no such cap
@@ -101,6 +103,22 @@ def settings_for(process: Process, **given: Any) -> MpcSettings:
             raise ConfigError(f"mpc: field chance: a probability from .5 to below 1 is needed, not {value!r}")
         elif name in _WHOLE and (value != int(value) or value < 1):
             raise ConfigError(f"mpc: field {name}: a whole number of 1 or more is needed, not {value!r}")
+    _together(given)
     whole: dict[str, Any] = {k: int(given[k]) for k in _WHOLE if k in given}
     prices = given.pop("prices", Prices())._replace(**{k: float(v) for k, v in given.items() if k in Prices._fields})
     return MpcSettings(prices=prices, **{**{k: v for k, v in given.items() if k in own}, **whole})
+
+
+def _together(given: dict[str, Any]) -> None:
+    """ConfigError for settings that are sound one by one and mean nothing together."""
+    if given.get("scenarios", 1) == 1:
+        if given.get("chance") is not None and given.get("solver") == "ipopt":
+            raise ConfigError(
+                "mpc: field chance: holds limits back on the way, which the solver ipopt does not; drop one of them"
+            )
+    elif given.get("chance") is not None:
+        raise ConfigError(
+            "mpc: field chance: is kept by margins of one future, not by several scenarios; drop one of them"
+        )
+    elif given.get("solver") == "ipopt":
+        raise ConfigError("mpc: field solver: ipopt plans for one future; scenarios need sqp")

@@ -121,7 +121,7 @@ def solve_sqp(
         problem: what to solve.
         start: moves within their largest steps, any states.
         max_iter: iterations allowed.
-        late: no iteration begins once it says so; None: results do not depend on the machine.
+        late: no iteration begins once it says so; None: results do not depend on the clock.
         once: a real-time iteration: one full step, whatever it brings.
         warm: `start` is close to a solution: the multipliers are sought there before the first step, or taken from `memory`.
         memory: `Found.memory` of a neighbouring problem that was solved, see `carried`.
@@ -231,11 +231,17 @@ class _Solver:
             near = _short(last)
             step, worth, costate = self._direction(at, slopes, last, near)
             if near and not self.turned and not isinstance(step, str) and not _short(step) and timid < TIMID:
-                step, worth, costate = self._direction(at, slopes, last, False, TRUST)
+                again = self._direction(at, slopes, last, False, TRUST)
+                if not isinstance(again[0], str):
+                    step, worth, costate = again
                 timid += 1
             if isinstance(step, str):
                 return self._failed("error", f"quadratic programme of iteration {k}: {step}", k)
             last = step
+            if once and step.slow:
+                return self._failed(
+                    "error", "the quadratic programme of the real-time iteration did not come to an end", 1
+                )
             if once:
                 return self._found("solved", self._moved(at, step, self.stages, 1.0), 1, "real-time iteration", step)
             nu = np.maximum(nu * (FORGET if k < STRICT_AFTER else 1.0), 1.5 * np.abs(costate).max(axis=(0, 1, 2)))

@@ -82,10 +82,11 @@ def solve_scenarios(
     return solve_sqp(problem, begin, max_iter or task.settings.sqp_iter, late, once, warm, carried(memory, h))
 
 
-def price(task: Task, h: int, scenarios: Sequence[Scenario], course: Course) -> float:
-    """What the moves of a simulated course cost over the scenarios, each simulated under them: no equation is open."""
-    problem = problem_of(task, h, scenarios, course, h)
-    return priced(problem, _courses(problem, course))
+def price(task: Task, h: int, scenarios: Sequence[Scenario], moves: np.ndarray) -> float:
+    """What moves [h, 3], or of every scenario its own [S, h, 3], cost when they are simulated: no equation is open."""
+    problem = problem_of(task, h, scenarios, rollout(task, None, h, h), h)
+    moves = np.broadcast_to(moves, (problem.scenarios, h, moves.shape[-1]))
+    return priced(problem, _simulated(problem, moves))
 
 
 def problem_of(task: Task, h: int, scenarios: Sequence[Scenario], start: Course, robust: int) -> Problem:
@@ -116,15 +117,20 @@ def _courses(problem: Problem, start: Course) -> Iterate:
     s = problem.scenarios
     if s == 1:
         return first
-    advance, theta, x = advance_many(), np.ascontiguousarray(problem.theta[1:].T), problem.x0[1:].T
+    others = _simulated(problem, np.tile(start.moves, (s, 1, 1)))
+    return Iterate(others.moves, *(np.concatenate([a, b[1:]]) for a, b in zip(first[1:], others[1:], strict=True)))
+
+
+def _simulated(problem: Problem, moves: np.ndarray) -> Iterate:
+    """Every scenario under its own moves [S, N, 3]."""
+    advance, theta, x = advance_many(), np.ascontiguousarray(problem.theta.T), problem.x0.T
     middles, ends = [], []
-    for row in start.moves:
-        u = np.array(Control(row[0], row[1], 0.0, row[2]))
+    for k in range(problem.stages):
+        perfusion, feed, dose = moves[:, k].T
+        u = np.ascontiguousarray(Control(perfusion, feed, np.zeros_like(feed), dose))
         middles.append(advance(x, u, theta, problem.length / 3.0))
         ends.append(x := advance(middles[-1], u, theta, problem.length * 2.0 / 3.0))
-    others = (np.stack(rows).transpose(2, 0, 1) for rows in (middles, ends))
-    moves = np.tile(start.moves, (s, 1, 1))
-    return Iterate(moves, *(np.concatenate([a, b]) for a, b in zip(first[1:], others, strict=True)))
+    return Iterate(moves, *(np.stack(rows).transpose(2, 0, 1) for rows in (middles, ends)))
 
 
 def belief_scenarios(task: Task, h: int, n: int) -> tuple[Scenario, ...]:

@@ -23,7 +23,7 @@ PACKAGES = (
 """Packages that can change a result, or its record."""
 
 NUMERICS = ("casadi", "filterpy", "numpy", "piqp", "scipy")
-"""Those of them that the last digits of a simulated batch hang on."""
+"""Those of them that the last digits of a simulated batch hang on; besides them, the compiler and the CPU that it builds for."""
 
 ROOMS = ("twin", "controllers", "simulators", "service")
 HOME = Path(__file__).resolve().parents[2]
@@ -82,8 +82,12 @@ def environment() -> dict[str, Any]:
 
 
 def numerics() -> dict[str, str | None]:
-    """Versions of `NUMERICS`, and of the C compiler."""
-    return {**{name: _version(name) for name in NUMERICS}, "compiler": _compiler()}
+    """Versions of `NUMERICS`, the C compiler, and a digest of what it builds for: kernels are this machine's own."""
+    from twin.native.build import compiler, native
+
+    tool = compiler()
+    built_for = None if tool is None else digest.of_value(native(tool))
+    return {**{name: _version(name) for name in NUMERICS}, "compiler": _compiler(), "built_for": built_for}
 
 
 @cache

@@ -73,7 +73,7 @@ def test_futures_of_the_belief_meet_the_dose_as_often_as_promised(chance: float)
     for perfusion, feed, dose in course.moves:
         states = advance(states, np.array([perfusion, feed, 0.0, dose]), theta, 0.25)
     met = float(np.mean((states[0] + states[1]) * states[12] >= t.process.dose))
-    assert chance - 0.04 < met < chance + 0.06
+    assert norm.ppf(met) == pytest.approx(norm.ppf(chance), abs=0.25)
 
 
 def test_an_even_chance_holds_nothing_back_and_none_keeps_the_margins_of_before() -> None:

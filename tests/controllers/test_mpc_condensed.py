@@ -100,9 +100,51 @@ def test_changes_of_perfusion_are_limited_where_they_are() -> None:
     d, shared, near = programmes(1)[0]
     step = solved(d._replace(step=0.02), shared, near)
     u = np.concatenate([[d.before[0]], (d.moves + step.moves)[0, :, 0]])
-    held = np.concatenate([[d.before[0]], d.moves[0, :, 0]])
-    assert np.abs(np.diff(u)).max() <= max(0.02, np.abs(np.diff(held)).max()) + 1e-6
+    assert np.abs(np.diff(u)).max() <= 0.02 + 1e-6
     assert step.stepped.any()
+
+
+@pytest.mark.parametrize(("scenarios", "since", "until"), [(1, 0, 2), (1, 5, 6), (9, 0, 3), (9, 3, 5)])
+def test_a_move_without_room_stays_and_its_neighbours_ramp_from_it(scenarios: int, since: int, until: int) -> None:
+    """As where the recipe does not perfuse yet: the cap leaves no room, and the largest change binds beyond it."""
+    d, shared, near = programmes(scenarios)[0]
+    start, low, high = d.moves.copy(), d.low.copy(), d.high.copy()
+    start[:, since:until, 0] = low[since:until, 0] = high[since:until, 0] = 0.3
+    stuck = d._replace(moves=start, low=low, high=high, step=0.1)
+    ours, piqp = solve_condensed(stuck, shared, near), solve_quadratic(stuck, shared, near)
+    assert isinstance(ours, Step)
+    assert isinstance(piqp, Step)
+    assert ours.moves[:, since:until, 0] == pytest.approx(0.0, abs=1e-12)
+    least = cost(stuck, piqp.moves)
+    assert cost(stuck, ours.moves) == pytest.approx(least, abs=2e-5 * (1.0 + abs(least)))
+    before = np.full((scenarios, 1), d.before[0])
+    assert np.abs(np.diff(np.concatenate([before, (start + ours.moves)[..., 0]], axis=1))).max() <= 0.1 + 1e-6
+
+
+def test_rows_without_a_price_ask_for_nothing() -> None:
+    d, shared, near = programmes(1)[0]
+    missed = d.missed.copy()
+    missed[:, -2:] = 0.0
+    ours, piqp = (
+        solve_condensed(d._replace(missed=missed), shared, near),
+        solve_quadratic(d._replace(missed=missed), shared, near),
+    )
+    assert isinstance(ours, Step)
+    assert isinstance(piqp, Step)
+    assert cost(d._replace(missed=missed), ours.moves) == pytest.approx(
+        cost(d._replace(missed=missed), piqp.moves), rel=1e-5
+    )
+
+
+def test_the_first_change_is_limited_where_the_pump_is_above_its_bounds() -> None:
+    d, shared, near = programmes(1)[0]
+    low, high = d.low.copy(), d.high.copy()
+    high[:, 0] = 0.2
+    far = d._replace(
+        before=d.before + np.array([0.6, 0.0, 0.0]), low=low, high=high, moves=np.clip(d.moves, low, high), step=0.3
+    )
+    told = solve_condensed(far, shared, near)  # no first change is small enough
+    assert isinstance(told, str) or (isinstance(told, Step) and told.slow)
 
 
 def test_what_has_no_solution_or_no_numbers_is_told() -> None:
@@ -110,7 +152,8 @@ def test_what_has_no_solution_or_no_numbers_is_told() -> None:
     far = d._replace(moves=d.moves + 5.0, before=d.before - 50.0, step=0.01)  # no change of perfusion is small enough
     told = solve_condensed(far, shared)
     assert isinstance(told, str) or (isinstance(told, Step) and told.slow)
-    assert isinstance(solve_condensed(d._replace(gradients=d.gradients * np.nan), shared), str)
+    for name in ("hessians", "gradients", "by", "beyond", "closing"):
+        assert isinstance(solve_condensed(d._replace(**{name: getattr(d, name) * np.nan}), shared), str)
     assert isinstance(solve_condensed(d._replace(high=d.low), shared), str)  # nothing to decide
 
 

@@ -271,7 +271,7 @@ def test_scenarios_that_begin_apart_share_their_first_moves_all_the_same() -> No
 def test_a_plan_is_priced_as_the_solver_prices_it() -> None:
     found, course = solved(DAY10, 8)
     simulated = rollout(task(), course.moves, 8, 8)
-    assert price(task(), 8, nominal(task(), 8), simulated) == pytest.approx(found.cost, rel=5e-3)  # collocated
+    assert price(task(), 8, nominal(task(), 8), simulated.moves) == pytest.approx(found.cost, rel=5e-3)  # collocated
 
 
 def test_waiting_is_weighed_over_the_scenarios() -> None:
@@ -364,6 +364,45 @@ def test_a_course_is_cut_and_continued() -> None:
     assert [len(c.moves) for c in (shorter, longer)] == [3, 6]
     assert longer.moves[4:, 2] == pytest.approx(course.moves[3, 2])
     assert adapted(t, longer, 4).ends == pytest.approx(course.ends)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [({"solver": "ipopt", "scenarios": 9}, "solver"), ({"chance": 0.9, "scenarios": 9}, "chance"),
+     ({"chance": 0.9, "solver": "ipopt"}, "chance")],
+)  # fmt: skip
+def test_settings_that_mean_nothing_together_are_refused(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=f"mpc: field {field}"):
+        make_mpc(PROCESS, **settings)
+
+
+def test_where_no_plan_is_found_for_all_futures_the_plan_for_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = policy.solve_scenarios
+    failed = Found("diverged", "SQP: no descent", float("nan"), None, 3)
+    monkeypatch.setattr(policy, "solve_scenarios", lambda *a, **k: real(*a, **k) if len(a[2]) == 1 else failed)
+    plan = make_mpc(PROCESS, scenarios=9)(situation(DAY10), None)
+    assert plan.status == "solved"
+    assert "for one future with the usual margins: SQP" in plan.detail
+
+
+def test_a_real_time_iteration_of_nine_futures_is_priced_with_their_own_moves() -> None:
+    """From the optimum it stays there, at the optimum's own price: later moves are each future's own."""
+    t, h = task(scenarios=9), 6
+    found, course = by_sqp(t, h, None)
+    assert course is not None
+    quick = policy.iterated(t, h, course.moves, None)
+    assert quick is not None
+    best = found.cost + t.settings.prices.day * h * 0.25
+    assert quick.total == pytest.approx(best, rel=0.1)
+
+
+def test_a_ceiling_of_cells_is_no_dose_to_give_up() -> None:
+    """Nothing asks for cells here, so no dose can be out of reach."""
+    ceiling = replace(PROCESS, targets=(Target("viable_cells", "at_most", 8.0, "1e9 cells"),))
+    t = make_task(situation(DAY10), ceiling, make_mpc(ceiling).settings)
+    best, _ = optimum(t, 4, None)
+    assert best is not None
+    assert policy.out_of_reach(t, best) == -np.inf
 
 
 @pytest.mark.parametrize("settings", [{"solver": "magic"}, {"scenarios": 5}, {"robust": -1}])
