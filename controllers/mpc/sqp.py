@@ -98,7 +98,7 @@ class _Worth(NamedTuple):
     c: np.ndarray  # [S, N, 2, 13]
 
     @property
-    def open(self) -> float:
+    def unclosed(self) -> float:
         """How far the equations are from 0, whatever their scenario weighs."""
         return float(np.abs(self.c).max())
 
@@ -255,17 +255,17 @@ class _Solver:
                 trial = self._moved(at, step, self.stages, alpha)
                 now = self.worth(trial)
                 for _ in range(CORRECTIONS):
-                    if now.merit(nu) <= ceiling - 1e-4 * alpha * promised and not (done and now.open > GAP):
+                    if now.merit(nu) <= ceiling - 1e-4 * alpha * promised and not (done and now.unclosed > GAP):
                         break
                     trial = self._closed(trial, now.c)  # along the curved equations, moves held
                     now = self.worth(trial)
                 new = now.merit(nu)
-                if done and now.open <= GAP and new <= merit + DESCENT * (1.0 + abs(merit)):
+                if done and now.unclosed <= GAP and new <= merit + DESCENT * (1.0 + abs(merit)):
                     return self._found("solved", trial, k + 1, "SQP", step)
                 accepted = new <= ceiling - 1e-4 * alpha * promised
                 if accepted:
                     break
-                if done and worth.open <= GAP:
+                if done and worth.unclosed <= GAP:
                     return self._found("solved", at, k + 1, "SQP", step)
                 alpha *= 0.5
                 if alpha < SHORTEST:

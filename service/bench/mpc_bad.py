@@ -104,8 +104,8 @@ def spoiled(belief: Belief, batch: Batch, rng: np.random.Generator, k: int) -> B
             mean[state] = np.log(-np.exp(mean[state]))
         elif kind == 3:
             j = int(rng.integers(len(names)))
-            spoil = rng.choice([-1.0, 1e6, np.nan])
-            cov[i, j] = cov[j, i] = spoil if i != j or spoil != 0.0 else 1e6
+            beyond = 2.0 * float(np.sqrt(cov[i, i] * cov[j, j])) + 1e-3  # a correlation of 2; a negative variance
+            cov[i, j] = cov[j, i] = rng.choice([-beyond, 1e6, np.nan])
         else:
             top = STATE_RANGE[names[state]][1]
             mean[state] += np.log(rng.choice([1e3, 1e6]) * max(1.0, 1.01 * top / (1e3 * np.exp(mean[state]))))
