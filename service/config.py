@@ -113,14 +113,14 @@ class ServiceConfig(_Root):
     @model_validator(mode="after")
     def _entries(self) -> ServiceConfig:
         if self.mpc:
-            from controllers.mpc import MpcSettings, Prices  # imports the solver: only where it is configured
+            from controllers.mpc.settings import check  # imports the solver: only where it is configured
 
-            known = {*MpcSettings.__dataclass_fields__, *Prices._fields} - {"prices"}
-            if unknown := sorted(set(self.mpc) - known):
-                raise ValueError(f"mpc: unknown settings {unknown}; known: {sorted(known)}")
-            for name, value in self.mpc.items():
-                if isinstance(value, str) and name != "solver":
-                    raise ValueError(f"mpc: field {name}: a number is expected, not {value!r}")
+            if "prices" in self.mpc:
+                raise ValueError("mpc: field prices: prices stand here by their own names")
+            try:
+                check(self.mpc)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         for kind in ("sensors", "limits"):
             if (name := getattr(self, kind)) is not None:
                 _known(kind, name)

@@ -201,8 +201,8 @@ def search(task: Task, previous: Plan | None, late: Late | None = None) -> tuple
 def iterated(task: Task, h: int, moves: np.ndarray, late: Late | None) -> Outcome | None:
     """A real-time iteration: one step from the last plan's course, of the length in `SHARES` whose moves are cheapest.
 
-    Moves are judged by what they cost simulated, every scenario under its own, the last plan's among them. None where the step failed, or brings nothing
-    worth `WORSE`: then the ladder is climbed down as usual.
+    Moves are judged by what they cost simulated, every scenario under its own, the last plan's among them. None where the step
+    failed, or all lengths of it cost more than the last plan by `WORSE`: then the ladder is climbed down as usual.
     """
     found, _ = by_sqp(task, h, moves, late, once=True)
     if found.status != "solved" or found.at is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -79,14 +80,23 @@ class MpcSettings:
 
 
 def settings_for(process: Process, **given: Any) -> MpcSettings:
-    """Settings from keywords; names of `Prices` are taken too. ConfigError for another name or an impossible value."""
+    """Settings from keywords; names of `Prices` are taken too. ConfigError as `check`, or for a target without a prediction."""
+    check(given)
+    strange = [t.cqa for t in process.targets if t.cqa not in CQAS]
+    if strange:
+        raise ConfigError(f"mpc: targets {strange} cannot be predicted; known: {list(CQAS)}")
+    own = set(MpcSettings.__dataclass_fields__)
+    whole: dict[str, Any] = {k: int(given[k]) for k in _WHOLE if k in given}
+    prices = given.pop("prices", Prices())._replace(**{k: float(v) for k, v in given.items() if k in Prices._fields})
+    return MpcSettings(prices=prices, **{**{k: v for k, v in given.items() if k in own}, **whole})
+
+
+def check(given: Mapping[str, Any]) -> None:
+    """ConfigError for a name that no setting or price has, an impossible value, or settings that mean nothing together."""
     own = set(MpcSettings.__dataclass_fields__)
     unknown = [k for k in given if k not in own and k not in Prices._fields]
     if unknown:
         raise ConfigError(f"mpc: unknown settings {unknown}; known: {sorted(own | set(Prices._fields))}")
-    strange = [t.cqa for t in process.targets if t.cqa not in CQAS]
-    if strange:
-        raise ConfigError(f"mpc: targets {strange} cannot be predicted; known: {list(CQAS)}")
     if given.get("solver", "sqp") not in SOLVERS:
         raise ConfigError(f"mpc: field solver: one of {list(SOLVERS)} is needed, not {given['solver']!r}")
     if given.get("scenarios", 1) not in SCENARIOS:
@@ -104,12 +114,9 @@ def settings_for(process: Process, **given: Any) -> MpcSettings:
         elif name in _WHOLE and (value != int(value) or value < 1):
             raise ConfigError(f"mpc: field {name}: a whole number of 1 or more is needed, not {value!r}")
     _together(given)
-    whole: dict[str, Any] = {k: int(given[k]) for k in _WHOLE if k in given}
-    prices = given.pop("prices", Prices())._replace(**{k: float(v) for k, v in given.items() if k in Prices._fields})
-    return MpcSettings(prices=prices, **{**{k: v for k, v in given.items() if k in own}, **whole})
 
 
-def _together(given: dict[str, Any]) -> None:
+def _together(given: Mapping[str, Any]) -> None:
     """ConfigError for settings that are sound one by one and mean nothing together."""
     if given.get("scenarios", 1) == 1:
         if given.get("chance") is not None and given.get("solver") == "ipopt":

@@ -62,7 +62,7 @@ def test_caps_and_budget_are_those_of_the_edge() -> None:
     assert edge_core.Budget(**Budget().model_dump()) == edge_core.Budget()
 
 
-@pytest.mark.parametrize("mpc", [{}, {"deadline": 5.0}, {"solver": "ipopt", "scenarios": 9, "real_time": True}])
+@pytest.mark.parametrize("mpc", [{}, {"deadline": 5.0}, {"scenarios": 9, "real_time": True}, {"chance": 0.9}])
 def test_a_batch_opens_under_the_mpc_that_is_configured(tmp_path: Path, mpc: dict[str, Any]) -> None:
     """A deadline is kept by the service's clock; nothing else of the clock enters what a batch depends on."""
     message = BatchStart.model_validate(BatchStart.example)
@@ -114,6 +114,9 @@ def test_plain_text_on_loopback_wants_the_development_flag(tmp_path: Path) -> No
         ({"sensors": "./absent.yaml"}, "absent.yaml"),
         ({"mpc": {"horizont": 3}}, "horizont"),
         ({"mpc": {"growth_sd": "much"}}, "growth_sd"),
+        ({"mpc": {"solver": "ipopt", "scenarios": 9}}, "field solver"),
+        ({"mpc": {"chance": 1.5}}, "field chance"),
+        ({"mpc": {"scenarios": 9, "chance": 0.9}}, "field chance"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
