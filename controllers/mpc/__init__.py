@@ -1,4 +1,4 @@
-"""Model-predictive control of perfusion, feed, cytokine dosing and harvest time: SQP on PIQP, IPOPT as its fall-back."""
+"""Model-predictive control of perfusion, feed, cytokine dosing and harvest time: SQP, with IPOPT as its fall-back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twin.process import Process
 def make_mpc(process: Process, clock: Callable[[], float] | None = None, **settings: Any) -> Mpc:
     """The controller for `process`; keywords are fields of `MpcSettings` or `Prices`. Raises ConfigError for others.
 
-    A `deadline` [s] needs a `clock`: with one, results depend on the machine.
+    A `deadline` [s] needs a `clock`: with one, results depend on the clock.
     """
     chosen = settings_for(process, **settings)
     if chosen.deadline is not None and clock is None:

@@ -1,10 +1,10 @@
 """How far a target is held back so that it is met with a given chance, as the belief has it.
 
 The belief is carried along the recipe's course by the filter's own prediction, process noise included. Its quantities are
-log-normal, viability and the CAR+ fraction logit-normal: a target is met with probability p where the plan's median keeps z_p standard deviations
-from it, in ln or in log odds. The spread is taken not to hang on the plan, and every target is held to its chance by itself; all
-together have at least 1 less the sum of what each may miss. Nothing is held back by more than `MOST`: early beliefs are wide, and
-the loop learns before harvest.
+log-normal, viability and the CAR+ fraction logit-normal: a target is met with probability p where the plan's median keeps z_p
+standard deviations from it, in ln or in log odds. The spread is taken not to hang on the plan, and every target is held to its
+chance by itself; all together have at least 1 less the sum of what each may miss. Nothing is held back by more than `MOST`: early
+beliefs are wide, and the loop learns before harvest.
 """
 
 from __future__ import annotations

@@ -56,9 +56,7 @@ class MpcSettings:
     search: int = 2  # harvest steps looked at on either side of the last plan's
     growth_sd: float = 0.025  # ln sd per day of cells to come that the belief's mean does not tell
     confidence: float = 1.64  # standard deviations of ln cells that the dose is met with (1.64: 95 %)
-    chance: float | None = (
-        None  # P by which every target is met, as the belief is carried to harvest; None: the margins here
-    )
+    chance: float | None = None  # P by which the belief has every target met at harvest; None: the margins here
     sd_floor: float = 0.05  # ln sd of the cell number that no belief shows: the counter's own bias, losses
     give_up: float = 2.5  # beyond so many standard deviations short of the dose, the recipe's rates are as good as any
     fraction_margin: float = 0.02  # margin of viability, CAR+ and exhaustion at harvest
@@ -67,9 +65,7 @@ class MpcSettings:
     dose_floor: float = 0.6  # least cytokine dosing, as a share of the recipe's: dosing is never optional
     solver: str = "sqp"  # "sqp", with IPOPT as its fall-back, or "ipopt"
     real_time: bool = False  # one iteration from the last plan, where there is one, in place of a converged solution
-    max_iter: int = (
-        80  # interior-point iterations; there is no time limit: results must not depend on how busy a machine is
-    )
+    max_iter: int = 80  # interior-point iterations; no time limit: results must not hang on how busy a machine is
     sqp_iter: int = 60  # SQP iterations
     deadline: float | None = None  # [s] for all solves of a decision; None: none, results do not depend on the clock
     scenarios: int = 1  # futures that one plan serves: 1, 9 or 27

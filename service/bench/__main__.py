@@ -1,4 +1,4 @@
-"""`python -m service.bench [mpc] JSON`: the part of a benchmark that needs a process of its own."""
+"""`python -m service.bench mpc|filters JSON`: the part of a benchmark that needs a process of its own."""
 
 import sys
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from service.bench import stone
+from service.bench import stone, timing
 from service.bench.peers import by_rk4, by_solver, day_again, loop, one_step
 from service.bench.problem import PROBES, QUARTER, START, Problem, make_problem, value_of
 from service.bench.timing import Owed, Posterior, Row, Timed, apart, machine, run_rows
@@ -170,18 +167,11 @@ def without_compiler(seed: int, reactors: int, effort: float) -> list[Timed]:
 
     The first row of each group is timed there again, so that both sides of a ratio meet the same state of the machine.
     """
-    told = json.dumps({"seed": seed, "reactors": reactors, "effort": effort})
-    done = subprocess.run(
-        [sys.executable, "-m", "service.bench", told],
-        env={**os.environ, "CELLTWIN_COMPILER": "none"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise RuntimeError(f"the run without a compiler failed: {done.stderr.strip().splitlines()[-1:]}")
     return [
         Timed(
             t["name"], t["group"], tuple(t["ms"]), Posterior(np.array(t["mean"]), np.array(t["cov"])), "", t["base_ms"]
         )
-        for t in json.loads(done.stdout)
+        for t in timing.without_compiler("filters", {"seed": seed, "reactors": reactors, "effort": effort})
     ]
 
 

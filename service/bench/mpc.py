@@ -7,9 +7,6 @@ are compared instant by instant, each from the same state: all rows transcribe b
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from service.bench import mpc_peers
+from service.bench import mpc_peers, timing
 from service.bench.mpc_bad import bad_states, cold_starts
 from service.bench.mpc_problem import STAGES, Case, in_turn, recorded
 from service.bench.timing import Owed, Row, Timed, machine, run_rows
@@ -159,18 +156,11 @@ def _robust(failed: int, left: int, silent: int) -> list[Owed]:
 
 def without_compiler(process: Process, seed: int, effort: float) -> list[Timed]:
     """Our nominal rows in a process of its own that is to find no compiler; the first peer is timed there again."""
-    told = json.dumps({"process": process.name, "seed": seed, "effort": effort})
-    done = subprocess.run(
-        [sys.executable, "-m", "service.bench", "mpc", told],
-        env={**os.environ, "CELLTWIN_COMPILER": "none"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise RuntimeError(f"the run without a compiler failed: {done.stderr.strip().splitlines()[-1:]}")
     return [
         Timed(
             t["name"], NOMINAL, tuple(t["ms"]), None if t["costs"] is None else np.array(t["costs"]), "", t["base_ms"]
         )
-        for t in json.loads(done.stdout)
+        for t in timing.without_compiler("mpc", {"process": process.name, "seed": seed, "effort": effort})
     ]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,6 +78,17 @@ def run_rows(rows: Sequence[Row], rounds: int, advance: Callable[[float], None])
         Timed(row.name, row.group, tuple(1e3 * s for s in taken), posterior)
         for row, taken, posterior in zip(rows, seconds, posteriors, strict=True)
     ]
+
+
+def without_compiler(bench: str, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `answer(given)` of `service.bench.<bench>` says in a process of its own that is to find no compiler."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service.bench", bench, json.dumps(given)],
+        env={**os.environ, "CELLTWIN_COMPILER": "none"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise RuntimeError(f"the run without a compiler failed: {done.stderr.strip().splitlines()[-1:]}")
+    return list(json.loads(done.stdout))
 
 
 def apart(a: Posterior, b: Posterior) -> float:
